@@ -1,0 +1,156 @@
+"""Accepts connections, shakes hands, and gives each frame to the router. Nothing that a remote side sends can end more than its own connection."""
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from streamq.broker.config import BrokerConfig
+from streamq.broker.session import Session
+from streamq.model.errors import ProtocolError
+from streamq.model.ids import Member
+from streamq.model.limits import MiB
+from streamq.model.messages import Failure, Hello, Welcome
+from streamq.net.budget import ByteBudget
+from streamq.net.channel import Channel
+from streamq.net.handshake import FEATURES, Greeting, agree_version, answer, receive_hello
+from streamq.storage.interface import Identity
+from streamq.wire.framing import PROTOCOL_VERSIONS, Frame
+
+__all__ = ["Router", "Server"]
+
+log = logging.getLogger(__name__)
+
+LARGE_FRAMES_BYTES_MAX: Final = 32 * MiB
+"""Incomplete large frames of all clients together."""
+COMPLAINTS_PER_S: Final = 1.0
+"""Lines logged about broken connections; more are counted and summed up, so that nobody can make a broker log without bound."""
+GOODBYE_S: Final = 1.0
+
+
+class Router(Protocol):
+    def deliver(self, session: Session, frame: Frame) -> None:
+        """Takes one frame, without waiting. Raises ProtocolError for a frame that has no place here."""
+
+    def flush(self) -> None:
+        """Sends what was gathered while frames were delivered."""
+
+    def gate(self) -> trio.Event | None:
+        """An event to wait for before more is read from clients, None if there is room."""
+
+    def ended(self, session: Session) -> None:
+        """The connection is gone."""
+
+
+class Complaints:
+    """Log lines about what remote sides did wrong, at a bounded rate."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._hidden = 0
+
+    def log(self, text: str) -> None:
+        now = trio.current_time()
+        if now < self._next:
+            self._hidden += 1
+            return
+        log.warning("%s%s", text, f" (and {self._hidden} more such)" if self._hidden else "")
+        self._next, self._hidden = now + 1 / COMPLAINTS_PER_S, 0
+
+
+class Server:
+    def __init__(
+        self, config: BrokerConfig, identity: Identity, router: Router, *, software: str, heard: Callable[[str], None], lost: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._router = router
+        self._software = software
+        self._heard = heard
+        self._lost = lost
+        self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
+        self._complaints = Complaints()
+        self.connections = 0
+        self.connections_total = 0
+
+    async def run(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
+        """Serves until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)
+
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        self.connections += 1
+        self.connections_total += 1
+        try:
+            if self.connections > self._config.connections_max:
+                self._complaints.log(f"a connection was refused: {self.connections - 1} are open, connections_max is reached")
+                return
+            session, greeting = await self._shake_hands(stream)
+            await self._talk(session, greeting)
+        except ProtocolError as error:
+            self._complaints.log(f"connection from {_remote(stream)}: {error}")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it left while shaking hands
+        finally:
+            self.connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def _shake_hands(self, stream: trio.abc.Stream) -> tuple[Session, Greeting]:
+        with trio.move_on_after(self._config.handshake_timeout_s):
+            greeting = await receive_hello(stream)
+            hello = greeting.hello
+            version = agree_version(hello.versions)
+            refusal = self._refusal(hello, version)
+            if refusal is not None or version is None:
+                assert refusal is not None
+                await answer(stream, refusal, greeting.request)
+                await stream.aclose()
+                raise ProtocolError(refusal.message, code=refusal.code)
+            identity = self._identity
+            welcome = Welcome(version, FEATURES, self._software, identity.cluster, identity.broker, identity.incarnation)
+            await answer(stream, welcome, greeting.request)
+            member = Member(hello.broker, hello.incarnation) if hello.broker else None
+            name = f"broker {hello.broker}" if hello.broker else f"client {_remote(stream)}"
+            return Session(Channel(stream, name=name, reader=greeting.reader), member, version), greeting
+        raise ProtocolError(f"did not finish the handshake within {self._config.handshake_timeout_s:g} s", code="protocol")
+
+    def _refusal(self, hello: Hello, version: int | None) -> Failure | None:
+        if version is None:
+            mine = f"{PROTOCOL_VERSIONS[0]} to {PROTOCOL_VERSIONS[1]}"
+            return Failure("wrong_version", f"this broker speaks versions {mine}, not {hello.versions[0]} to {hello.versions[1]}", "update the older side")
+        if hello.broker and hello.cluster != self._identity.cluster:
+            return Failure("wrong_cluster", f"broker {hello.broker} is of another cluster", "check its address list and data directory")
+        return None
+
+    async def _talk(self, session: Session, greeting: Greeting) -> None:
+        router, channel = self._router, session.channel
+        member = session.member
+
+        def take(frame: Frame) -> None:
+            if member is not None:
+                self._heard(member.broker)
+            router.deliver(session, frame)
+
+        try:
+            for frame in greeting.rest:
+                take(frame)
+            await channel.run(
+                take,
+                after_chunk=router.flush,
+                gate=router.gate if member is None else lambda: None,
+                budget=self._budget if member is None else None,
+            )
+        finally:
+            router.ended(session)
+            if member is not None:
+                self._lost(member.broker)
+
+
+def _remote(stream: trio.abc.Stream) -> str:
+    if isinstance(stream, trio.SocketStream):
+        try:
+            return "{}:{}".format(*stream.socket.getpeername()[:2])
+        except OSError:
+            return "a closed socket"
+    return "memory"

@@ -1,0 +1,139 @@
+"""Where the cluster is: flag, then environment, then profile, then the default. And the profiles themselves.
+
+Profiles are one small JSON file, `$XDG_CONFIG_HOME/streamq/profiles.json`, replaced in one rename.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from streamq.model.errors import NotFoundError, RefusedError
+
+__all__ = [
+    "DEFAULT_BOOTSTRAP",
+    "DEFAULT_PORT",
+    "Address",
+    "Bootstrap",
+    "Profiles",
+    "find_bootstrap",
+    "local_data_directory",
+    "parse_bootstrap",
+]
+
+DEFAULT_PORT: Final = 7700
+DEFAULT_BOOTSTRAP: Final = f"127.0.0.1:{DEFAULT_PORT}"
+BOOTSTRAP_ADDRESSES_MAX: Final = 64
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Bootstrap(NamedTuple):
+    """Addresses to try, and where they were found, for errors to name."""
+
+    addresses: tuple[Address, ...]
+    origin: str
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.addresses))
+
+
+def parse_bootstrap(text: str, *, origin: str) -> Bootstrap:
+    """`host`, `host:port` or `[v6]:port`, several with commas between. Raises RefusedError (`bad_request`)."""
+    addresses = tuple(_parse_address(part.strip(), origin) for part in text.split(",") if part.strip())
+    if not 1 <= len(addresses) <= BOOTSTRAP_ADDRESSES_MAX:
+        raise RefusedError(
+            f"{origin} names {len(addresses)} brokers; 1 to {BOOTSTRAP_ADDRESSES_MAX} are needed",
+            code="bad_request",
+            hint=f"for example --bootstrap {DEFAULT_BOOTSTRAP}",
+        )
+    return Bootstrap(addresses, origin)
+
+
+def _parse_address(text: str, origin: str) -> Address:
+    host, port = text, str(DEFAULT_PORT)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise RefusedError(
+            f"{origin}: {text!r} is no broker address", code="bad_request", hint=f"write host:port, for example {DEFAULT_BOOTSTRAP}"
+        )
+    return Address(host, int(port))
+
+
+class Profiles:
+    """Named clusters. `current` is the one used when nothing else says which; empty when there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.current = ""
+        self.bootstraps: dict[str, str] = {}
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            self.bootstraps = {str(name): str(bootstrap) for name, bootstrap in content["profiles"].items()}
+            self.current = str(content["current"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RefusedError(
+                f"the profiles in {path} cannot be read: {error!r}", code="bad_config", hint=f"repair the file, or remove it: rm {path}"
+            ) from None
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] = os.environ) -> "Profiles":
+        home = environment.get("XDG_CONFIG_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".config")
+        return cls(Path(home) / "streamq" / "profiles.json")
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".profiles-")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump({"current": self.current, "profiles": self.bootstraps}, file, indent=2)
+            file.write("\n")
+        os.replace(name, self.path)
+
+    def bootstrap(self, name: str, *, origin: str) -> Bootstrap:
+        """Raises NotFoundError (`bad_config`'s sibling for names): there is no such profile."""
+        if name not in self.bootstraps:
+            known = ", ".join(sorted(self.bootstraps)) or "none"
+            raise NotFoundError(
+                f"{origin} names the profile {name!r}, which does not exist; there are: {known}",
+                code="unknown_profile",
+                hint="`streamq profile ls` lists them; `streamq profile add NAME --bootstrap HOST:PORT` makes one",
+            )
+        return parse_bootstrap(self.bootstraps[name], origin=f"profile {name!r}")
+
+
+def find_bootstrap(*, flag: str | None, profile: str | None, environment: Mapping[str, str] = os.environ) -> Bootstrap:
+    """The first that is there: --bootstrap, --profile, STREAMQ_BOOTSTRAP, STREAMQ_PROFILE, the current profile, the default."""
+    if flag:
+        return parse_bootstrap(flag, origin="--bootstrap")
+    if profile:
+        return Profiles.load(environment).bootstrap(profile, origin="--profile")
+    if text := environment.get("STREAMQ_BOOTSTRAP"):
+        return parse_bootstrap(text, origin="STREAMQ_BOOTSTRAP")
+    profiles = Profiles.load(environment)
+    if name := environment.get("STREAMQ_PROFILE"):
+        return profiles.bootstrap(name, origin="STREAMQ_PROFILE")
+    if profiles.current:
+        return profiles.bootstrap(profiles.current, origin="the current profile")
+    return parse_bootstrap(DEFAULT_BOOTSTRAP, origin="the default")
+
+
+def local_data_directory(flag: str | None, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a local cluster keeps its data: --data, STREAMQ_DATA, or a directory of the user's own."""
+    if chosen := flag or environment.get("STREAMQ_DATA"):
+        return Path(chosen).absolute()
+    home = environment.get("XDG_DATA_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".local" / "share")
+    return Path(home).absolute() / "streamq" / "local"

@@ -1,0 +1,71 @@
+"""Batches as the cores and brokers see them: a header with fields, and a payload nobody looks into.
+
+The same bytes lie on the wire, in the journal, in the log file and in memory. `wire.batch_format` turns bytes into these.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+from streamq.model.ids import PartitionId, ProducerId
+
+__all__ = ["BATCH_HEADER_BYTES", "COMPRESSION_NONE", "COMPRESSION_ZSTD", "FORMAT_MSGPACK", "Batch", "BatchHeader", "Compression"]
+
+BATCH_HEADER_BYTES: Final = 120
+FORMAT_MSGPACK: Final = 1
+COMPRESSION_NONE: Final = 0
+COMPRESSION_ZSTD: Final = 1
+Compression = Literal[0, 1]
+
+
+class BatchHeader(msgspec.Struct, frozen=True):
+    """What a batch says of itself. `epoch`, `base` and `append_time` are zero until a sequencer has stamped it; epoch 0 never exists.
+
+    `[base, end)` are the offsets of its records, `sequence` numbers the producer's batches in this partition (0, 1, 2, …).
+    Times are milliseconds since 1970. `payload_bytes` counts the payload alone, `raw_bytes` what it decompresses to.
+    """
+
+    partition: PartitionId
+    records: int
+    payload_bytes: int
+    raw_bytes: int
+    payload_crc: int
+    producer: ProducerId
+    producer_epoch: int
+    sequence: int
+    first_timestamp: int
+    max_timestamp: int
+    epoch: int
+    base: int
+    append_time: int
+    record_format: int = FORMAT_MSGPACK
+    compression: int = COMPRESSION_ZSTD
+
+    @property
+    def end(self) -> int:
+        return self.base + self.records
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire and on disk: header and payload."""
+        return BATCH_HEADER_BYTES + self.payload_bytes
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A batch with its bytes: `head` is the encoded header (`BATCH_HEADER_BYTES` long), `payload` the records."""
+
+    header: BatchHeader
+    head: bytes
+    payload: bytes
+
+    @property
+    def base(self) -> int:
+        return self.header.base
+
+    @property
+    def end(self) -> int:
+        return self.header.base + self.header.records
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.payload)

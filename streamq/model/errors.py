@@ -1,0 +1,157 @@
+"""One error tree for clients and brokers: an exception class per reaction, a code per reason.
+
+`CODES` is the one table of codes; on the wire an error is its code, a message that says what and why, and a hint that says what to do.
+"""
+
+from typing import ClassVar, Final
+
+__all__ = [
+    "CODES",
+    "AlreadyExistsError",
+    "CorruptDataError",
+    "FencedError",
+    "NotFoundError",
+    "NotSequencerError",
+    "OffsetError",
+    "ProtocolError",
+    "RefusedError",
+    "StreamqError",
+    "UnavailableError",
+    "UnknownOutcomeError",
+    "error_of",
+]
+
+
+class StreamqError(Exception):
+    """The base of every error that streamq raises on purpose.
+
+    `code` is a word of `CODES`, `hint` says what to do (may be empty). `exit_code` is what the command line ends with.
+    """
+
+    exit_code: ClassVar[int] = 1
+    code: str
+    hint: str
+
+    def __init__(self, message: str, *, code: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class RefusedError(StreamqError):
+    """The request is wrong as it is; sending it again does not help. Nothing was stored."""
+
+    exit_code = 2
+
+
+class NotFoundError(StreamqError):
+    """The topic, partition or broker does not exist. Nothing was stored."""
+
+    exit_code = 3
+
+
+class UnavailableError(StreamqError):
+    """Not possible now, possible later: retry. Nothing was stored."""
+
+    exit_code = 4
+
+
+class NotSequencerError(UnavailableError):
+    """Ask `sequencer` instead (empty when unknown). Nothing was stored."""
+
+    sequencer: str
+
+    def __init__(self, message: str, *, code: str = "not_sequencer", hint: str = "", sequencer: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.sequencer = sequencer
+
+
+class UnknownOutcomeError(StreamqError):
+    """It may have happened and may not have. An idempotent producer that retries finds out (P-14)."""
+
+    exit_code = 4
+
+
+class FencedError(StreamqError):
+    """A newer producer of the same id has taken this one's place (P-35). Nothing was stored."""
+
+    exit_code = 7
+
+
+class AlreadyExistsError(StreamqError):
+    """What was to be created exists, or a condition that the request makes does not hold. Nothing was changed."""
+
+    exit_code = 7
+
+
+class OffsetError(StreamqError):
+    """The offset asked for is trimmed (`offset_trimmed`) or past the tip (`offset_ahead`)."""
+
+    exit_code = 7
+
+
+class CorruptDataError(StreamqError):
+    """Bytes that fail their checksum and could not be repaired; never handed out."""
+
+    exit_code = 8
+
+
+class ProtocolError(StreamqError):
+    """The other side does not speak this protocol, or broke it. The connection is closed."""
+
+    exit_code = 1
+
+
+CODES: Final[dict[str, type[StreamqError]]] = {
+    # refused: wrong as it is
+    "bad_request": RefusedError,
+    "bad_name": RefusedError,
+    "bad_quorum": RefusedError,
+    "bad_config": RefusedError,
+    "bad_batch": RefusedError,
+    "record_too_large": RefusedError,
+    "sequence_gap": RefusedError,
+    "limit_reached": RefusedError,
+    "not_authorised": RefusedError,
+    # not found
+    "unknown_topic": NotFoundError,
+    "unknown_partition": NotFoundError,
+    "unknown_broker": NotFoundError,
+    # retriable
+    "unavailable": UnavailableError,
+    "timed_out": UnavailableError,
+    "busy": UnavailableError,
+    "disk_full": UnavailableError,
+    "stopping": UnavailableError,
+    "not_replica": UnavailableError,
+    "conflict": UnavailableError,
+    "not_ready": UnavailableError,
+    "wrong_number": UnavailableError,
+    "not_sequencer": NotSequencerError,
+    # it may have happened
+    "unknown_outcome": UnknownOutcomeError,
+    # others
+    "fenced": FencedError,
+    "topic_exists": AlreadyExistsError,
+    "precondition_failed": AlreadyExistsError,
+    "wrong_directory": AlreadyExistsError,
+    "wrong_cluster": AlreadyExistsError,
+    "offset_trimmed": OffsetError,
+    "offset_ahead": OffsetError,
+    "data_damaged": CorruptDataError,
+    "protocol": ProtocolError,
+    "wrong_version": ProtocolError,
+    "internal": StreamqError,
+}
+
+
+def error_of(code: str, message: str, *, hint: str = "", sequencer: str = "") -> StreamqError:
+    """The exception that stands for an error received; an unknown code (a newer peer's) becomes a plain `StreamqError`."""
+    kind = CODES.get(code, StreamqError)
+    if kind is NotSequencerError:
+        return NotSequencerError(message, code=code, hint=hint, sequencer=sequencer)
+    return kind(message, code=code, hint=hint)

@@ -1,0 +1,81 @@
+"""Every bound has a name here, with a unit at its end, and asserts say how the bounds relate."""
+
+from typing import Final
+
+__all__ = [
+    "BATCH_PAYLOAD_BYTES_MAX",
+    "BATCH_RAW_BYTES_MAX",
+    "BATCH_RECORDS_MAX",
+    "CHAIN_SEGMENTS_MAX",
+    "CONNECTIONS_MAX",
+    "COPY_BYTES_MAX",
+    "CREDIT_BYTES_MAX",
+    "DEDUP_BATCHES",
+    "FRAME_HEADER_BYTES_MAX",
+    "FRAME_PAYLOAD_BYTES_MAX",
+    "HEADERS_PER_RECORD_MAX",
+    "IN_FLIGHT_BATCHES_MAX",
+    "IN_FLIGHT_BYTES_MAX",
+    "NAME_CHARS_MAX",
+    "OFFSET_MAX",
+    "PARTITIONS_PER_TOPIC_MAX",
+    "PEER_QUEUE_BYTES_MAX",
+    "PRODUCERS_PER_PARTITION_MAX",
+    "PRODUCER_EXPIRY_MS",
+    "RECORD_BYTES_MAX",
+    "REGISTER_BYTES_MAX",
+    "REPLICAS_MAX",
+    "REQUESTS_PER_CONNECTION_MAX",
+    "SUBSCRIPTIONS_PER_CONNECTION_MAX",
+    "TOPICS_MAX",
+]
+
+KiB: Final = 1 << 10
+MiB: Final = 1 << 20
+
+OFFSET_MAX: Final = (1 << 63) - 1
+
+RECORD_BYTES_MAX: Final = 1 * MiB
+"""Key, value and headers of one record together."""
+HEADERS_PER_RECORD_MAX: Final = 64
+BATCH_RAW_BYTES_MAX: Final = 4 * MiB
+"""A batch before compression; what a consumer has to be ready to decompress."""
+BATCH_PAYLOAD_BYTES_MAX: Final = 4 * MiB + 64 * KiB
+"""A batch after compression; incompressible data grows a little."""
+BATCH_RECORDS_MAX: Final = 1 << 20
+
+FRAME_HEADER_BYTES_MAX: Final = 4 * MiB
+FRAME_PAYLOAD_BYTES_MAX: Final = 8 * MiB
+REGISTER_BYTES_MAX: Final = 2 * MiB
+"""One register's value; a chain of `CHAIN_SEGMENTS_MAX` segments fits."""
+
+NAME_CHARS_MAX: Final = 200
+REPLICAS_MAX: Final = 9
+PARTITIONS_PER_TOPIC_MAX: Final = 2_000
+TOPICS_MAX: Final = 10_000
+CHAIN_SEGMENTS_MAX: Final = 4_096
+
+CONNECTIONS_MAX: Final = 2_000
+REQUESTS_PER_CONNECTION_MAX: Final = 1_024
+SUBSCRIPTIONS_PER_CONNECTION_MAX: Final = 4_096
+CREDIT_BYTES_MAX: Final = 64 * MiB
+COPY_BYTES_MAX: Final = 2 * MiB
+"""What one answer to `Copy` may carry, at least one batch."""
+
+IN_FLIGHT_BYTES_MAX: Final = 48 * MiB
+"""Batches a broker has taken from producers and not yet answered; past it, it stops reading from them."""
+PEER_QUEUE_BYTES_MAX: Final = 16 * MiB
+"""Batches waiting to be sent to one peer; past it the peer's replicas are fed from storage, at their own pace."""
+
+IN_FLIGHT_BATCHES_MAX: Final = 32
+"""Batches of one producer in one partition that are sent and not yet answered."""
+DEDUP_BATCHES: Final = 64
+"""K of P-34: the batches of one producer whose offsets the idempotence table keeps."""
+PRODUCERS_PER_PARTITION_MAX: Final = 20_000
+PRODUCER_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
+
+assert RECORD_BYTES_MAX * 2 <= BATCH_RAW_BYTES_MAX
+assert BATCH_RAW_BYTES_MAX < BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX
+assert REGISTER_BYTES_MAX * 2 <= FRAME_HEADER_BYTES_MAX
+assert IN_FLIGHT_BATCHES_MAX <= DEDUP_BATCHES
+assert COPY_BYTES_MAX + BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX

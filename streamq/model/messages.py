@@ -1,0 +1,503 @@
+"""Every message between clients and brokers, and between brokers, with its number on the wire.
+
+A frame is a message (encoded by `wire.codec`), a request id, and a payload of whole batches where the docstring says so.
+Fields may be added at the end, with a default; numbers are never used again. A request is answered by the message named after
+it, or by `Failure`; a message called one-way has no answer. Offsets, epochs and times are non-negative 64-bit integers.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+from streamq.model.ids import Ballot, Incarnation, Member, PartitionId
+from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, OFFSET_MAX
+from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
+
+U63 = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
+Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Value = Annotated[bytes, msgspec.Meta(max_length=FRAME_PAYLOAD_BYTES_MAX)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """The base of all messages."""
+
+
+# --- handshake -------------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True, tag=1):
+    """The first frame of whoever connected. Brokers name their cluster and themselves; clients leave both empty."""
+
+    versions: tuple[U63, U63]
+    features: tuple[Name, ...]
+    software: Name
+    cluster: bytes = b""
+    broker: Name = ""
+    incarnation: bytes = b""
+
+
+class Welcome(Message, frozen=True, tag=2):
+    """The answer to `Hello`: the version to speak from now on, and who answers."""
+
+    version: U63
+    features: tuple[Name, ...]
+    software: Name
+    cluster: bytes
+    broker: Name
+    incarnation: Incarnation
+
+
+class Failure(Message, frozen=True, tag=3):
+    """The answer to any request that was not carried out; `code` is one of `model.errors.CODES`."""
+
+    code: Name
+    message: Text
+    hint: Text = ""
+    sequencer: Name = ""
+    """With code `not_sequencer`: the broker that is, as far as known."""
+
+
+class Heartbeat(Message, frozen=True, tag=4):
+    """One-way, from broker to broker: I am alive. Any message says so too."""
+
+
+class Ok(Message, frozen=True, tag=5):
+    """The answer to a request that has nothing more to say."""
+
+
+# --- clients: metadata -----------------------------------------------------------------------------------------------------
+
+
+class BrokerAddress(NamedTuple):
+    broker: str
+    host: str
+    port: int
+    rack: str
+    alive: bool
+    """As seen by the broker that answers."""
+
+
+class PartitionView(msgspec.Struct, frozen=True, array_like=True):
+    """A hint (P-1): who was the sequencer of which epoch, as far as the broker that answers knows."""
+
+    id: PartitionId
+    epoch: int
+    sequencer: str
+    replicas: tuple[str, ...]
+    start_offset: int
+
+
+class TopicView(msgspec.Struct, frozen=True, array_like=True):
+    """`error` is empty, or a code of `model.errors` (`unknown_topic`), and then nothing else counts."""
+
+    name: str
+    partitions: tuple[PartitionView, ...]
+    error: str = ""
+
+
+class Metadata(Message, frozen=True, tag=10):
+    """Which brokers there are and where these topics' partitions live; no topics named: all."""
+
+    topics: tuple[Name, ...]
+
+
+class MetadataView(Message, frozen=True, tag=11):
+    cluster: bytes
+    brokers: tuple[BrokerAddress, ...]
+    topics: tuple[TopicView, ...]
+
+
+class CreateTopic(Message, frozen=True, tag=12):
+    """Answered by `TopicCreated`. Zero leaves a number to the broker: min(3, brokers) replicas, majorities."""
+
+    name: Name
+    partitions: U63
+    replicas: U63
+    write: U63
+    read: U63
+    durability: Durability
+
+
+class TopicCreated(Message, frozen=True, tag=13):
+    topic: TopicRegister
+
+
+class DeleteTopic(Message, frozen=True, tag=14):
+    """Answered by `Ok`; the tombstone is written when it is."""
+
+    name: Name
+
+
+class ListTopics(Message, frozen=True, tag=15):
+    """Answered by `Topics`, from the registers (not a hint)."""
+
+
+class Topics(Message, frozen=True, tag=16):
+    topics: tuple[TopicRegister, ...]
+
+
+class DescribePartition(Message, frozen=True, tag=17):
+    """Answered by `PartitionDescription`: the register by a quorum read, the tip by P-24, each replica asked."""
+
+    topic: Name
+    index: U63
+
+
+class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
+    """What one replica said of itself; `state` is one word: serving, sealed, limbo, unreachable, not-opened, rejoined."""
+
+    broker: str
+    local_tail: int | None
+    high_watermark: int | None
+    state: str
+
+
+class PartitionDescription(Message, frozen=True, tag=18):
+    register: PartitionRegister
+    high_watermark: int | None
+    """From a quorum read of the tip; None with `tip_error` when R replicas did not answer."""
+    tip_error: Text
+    replicas: tuple[ReplicaView, ...]
+
+
+class BrokerStatus(Message, frozen=True, tag=19):
+    """Answered by `BrokerState`: how the broker that is asked does."""
+
+
+class BrokerState(Message, frozen=True, tag=20):
+    register: BrokerRegister
+    state: Name
+    """serving, starting, joining or stopping."""
+    partitions: U63
+    sequencing: U63
+    limbo: U63
+    counters: dict[str, int]
+
+
+class Stop(Message, frozen=True, tag=21):
+    """Asks a broker to hand its partitions over and stop gracefully; answered by `Ok` before it goes. Loopback only."""
+
+
+# --- clients: produce ------------------------------------------------------------------------------------------------------
+
+
+class Produce(Message, frozen=True, tag=30):
+    """Payload: as many batches as tickets, back to back. Answered one-way, ticket by ticket, by `Produced`, in any order."""
+
+    tickets: tuple[U63, ...]
+
+
+class Ack(NamedTuple):
+    """`[base, base + records)` is on `copies` replicas of `of`, synced if `durable`."""
+
+    ticket: int
+    base: int
+    append_time: int
+    copies: int
+    of: int
+    durable: bool
+
+
+class Nack(NamedTuple):
+    """`code` says whether the batch was certainly not stored (retriable or refused) or its outcome is unknown (`unknown_outcome`)."""
+
+    ticket: int
+    code: str
+    message: str
+    sequencer: str
+    """With `not_sequencer`: the broker that is, as far as known; else empty."""
+
+
+class Produced(Message, frozen=True, tag=31):
+    """One-way: outcomes of batches of this connection."""
+
+    acks: tuple[Ack, ...]
+    nacks: tuple[Nack, ...]
+
+
+# --- clients: consume ------------------------------------------------------------------------------------------------------
+
+
+class ReadTip(Message, frozen=True, tag=40):
+    """A quorum read of the tip (P-24), which any broker can carry out. Answered by `TipRead`."""
+
+    topic: Name
+    index: U63
+
+
+class TipRead(Message, frozen=True, tag=41):
+    epoch: U63
+    high_watermark: U63
+    start_offset: U63
+    answered: tuple[Name, ...]
+
+
+class FindOffset(Message, frozen=True, tag=42):
+    """The first batch whose largest record time is at or after `timestamp_ms`. Answered by `OffsetFound`: its base, or the tip if none."""
+
+    partition: Id16
+    timestamp_ms: U63
+
+
+class OffsetFound(Message, frozen=True, tag=43):
+    offset: U63
+
+
+class Subscribe(Message, frozen=True, tag=44):
+    """Opens a stream of `Records` on this request id, from the batch that contains `offset` on, as far as `credit_bytes` go.
+
+    The broker serves what is below the high watermark that it knows (P-23), and ends the stream with `Failure`:
+    `offset_trimmed`, `offset_ahead` (past what any quorum knows), `not_replica`, `unknown_partition`, `data_damaged`, `stopping`.
+    """
+
+    partition: Id16
+    offset: U63
+    credit_bytes: U63
+
+
+class Credit(Message, frozen=True, tag=45):
+    """One-way, on the stream's request id: the consumer is ready for so many bytes more."""
+
+    credit_bytes: U63
+
+
+class Unsubscribe(Message, frozen=True, tag=46):
+    """One-way, on the stream's request id: no more, please."""
+
+
+class Records(Message, frozen=True, tag=47):
+    """On the stream's request id. Payload: whole batches in offset order without a hole; the first may begin before the offset asked for.
+
+    Without payload it tells a new high watermark, or that the stream is alive.
+    """
+
+    epoch: U63
+    high_watermark: U63
+    start_offset: U63
+
+
+# --- brokers: replication --------------------------------------------------------------------------------------------------
+
+
+class StoreRun(NamedTuple):
+    """So many batches of one partition, all of `epoch`, in offset order, and the high watermark known for that epoch."""
+
+    partition: PartitionId
+    epoch: int
+    high_watermark: int
+    batches: int
+
+
+class Store(Message, frozen=True, tag=60):
+    """One-way, sequencer to replica. Payload: the batches of all runs, back to back. No batches: only the high watermark (4.5)."""
+
+    runs: tuple[StoreRun, ...]
+
+
+StoreState = Literal["stored", "sealed", "gap", "not_opened", "limbo", "past_end"]
+
+
+class StoredRun(NamedTuple):
+    """`stored`: durable up to `local_tail`. `gap`: send again from `local_tail`. `sealed`, `past_end`, `limbo`: the rejection."""
+
+    partition: PartitionId
+    epoch: int
+    state: StoreState
+    local_tail: int
+
+
+class Stored(Message, frozen=True, tag=61):
+    """One-way, replica to sequencer. The connection says which incarnation speaks (P-10)."""
+
+    runs: tuple[StoredRun, ...]
+
+
+class Seal(Message, frozen=True, tag=62):
+    """Answered by `Sealed`, once the mark is durable (P-16)."""
+
+    partition: Id16
+    epoch: U63
+    base: U63
+
+
+class Sealed(Message, frozen=True, tag=63):
+    """A sealed replica's local tail in `epoch` (`base` if it has nothing), the high watermark it knows for it, and its state."""
+
+    epoch: U63
+    local_tail: U63
+    high_watermark: U63
+    limbo: bool
+    end: U63 | None
+    """The epoch's end, if the replica knows that it was closed."""
+
+
+class Repair(Message, frozen=True, tag=64):
+    """Payload: batches of `segment`, from the receiver's local tail on. Seals the epoch at its receiver. Answered by `Repaired`."""
+
+    partition: Id16
+    topic: Name
+    index: U63
+    segment: Segment
+
+
+class Repaired(Message, frozen=True, tag=65):
+    """Durable up to `local_tail`; or refused with the `end` that the receiver knows."""
+
+    epoch: U63
+    local_tail: U63
+    end: U63 | None
+
+
+class Open(Message, frozen=True, tag=66):
+    """The register of a completed change: its last segment is the epoch that opens; carries the chain in full (step 6). Answered by `Opened`."""
+
+    register: PartitionRegister
+
+
+class Opened(Message, frozen=True, tag=67):
+    epoch: U63
+
+
+class Tip(Message, frozen=True, tag=68):
+    """Part of a quorum read of the tip. Answered by `TipAnswer`."""
+
+    partition: Id16
+    epoch: U63
+    base: U63
+
+
+class TipAnswer(Message, frozen=True, tag=69):
+    epoch: U63
+    local_tail: U63
+    sealed: bool
+    high_watermark: U63
+    limbo: bool
+
+
+class Copy(Message, frozen=True, tag=70):
+    """Asks a replica for durable batches of one epoch from `offset` on, below `end`. Answered by `Copied`."""
+
+    partition: Id16
+    epoch: U63
+    offset: U63
+    end: U63
+
+
+class Copied(Message, frozen=True, tag=71):
+    """Payload: whole batches, at least one if the replica has it. `local_tail` is how far it could go on."""
+
+    epoch: U63
+    local_tail: U63
+
+
+class TakeOver(Message, frozen=True, tag=72):
+    """Asks a replica to take this partition over from `epoch` (P-20, P-21). Answered by `TakenOver`, or `Failure`."""
+
+    topic: Name
+    index: U63
+    epoch: U63
+
+
+class TakenOver(Message, frozen=True, tag=73):
+    """The open segment afterwards, whoever won."""
+
+    register: PartitionRegister
+
+
+# --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
+
+
+class Prepare(Message, frozen=True, tag=80):
+    """Under voter configuration `number` (P-40). Answered by `Promise`."""
+
+    number: U63
+    key: Text
+    ballot: Ballot
+
+
+class Promise(Message, frozen=True, tag=81):
+    """`ok`: promised; `accepted` and `value` are what it last accepted. Else `promised` is the ballot in the way."""
+
+    ok: bool
+    promised: Ballot | None
+    accepted: Ballot | None
+    value: Value | None
+
+
+class Accept(Message, frozen=True, tag=82):
+    """Answered by `Accepted`."""
+
+    number: U63
+    key: Text
+    ballot: Ballot
+    value: Value
+
+
+class Accepted(Message, frozen=True, tag=83):
+    ok: bool
+    promised: Ballot | None
+
+
+class ReadAccepted(Message, frozen=True, tag=84):
+    """The first half of a quorum read (P-4). Answered by `Promise` with `ok`, without promising anything."""
+
+    number: U63
+    key: Text
+
+
+class ListKeys(Message, frozen=True, tag=85):
+    """All keys with this prefix that have an accepted value, `after` in order, in pages. Answered by `Keys`."""
+
+    number: U63
+    prefix: Text
+    after: Text
+
+
+class Keys(Message, frozen=True, tag=86):
+    keys: tuple[str, ...]
+    more: bool
+
+
+class ReadVoters(Message, frozen=True, tag=87):
+    """Answered by `VotersView`: the configuration that the acceptor has durably adopted (any broker answers)."""
+
+
+class VotersView(Message, frozen=True, tag=88):
+    voters: Voters
+    ready: bool
+    """Whether it answers prepares and reads under this number (P-40)."""
+
+
+class AdoptVoters(Message, frozen=True, tag=89):
+    """A decided content; the receiver makes it durable and answers with `VotersView`."""
+
+    voters: Voters
+
+
+class VotersReady(Message, frozen=True, tag=90):
+    """To the replacement: the scan of this number is done for that incarnation (P-40). Answered by `VotersView`."""
+
+    number: U63
+    member: Member
+
+
+class Rejoin(Message, frozen=True, tag=91):
+    """From a broker with a new incarnation, to any broker of its cluster: replace my old incarnation among the voters and brokers.
+
+    Answered by `VotersView` once the new configuration is decided; the steps after it are carried out by whoever answers.
+    """
+
+    register: BrokerRegister
+
+
+AnyMessage = (
+    Hello | Welcome | Failure | Heartbeat | Ok
+    | Metadata | MetadataView | CreateTopic | TopicCreated | DeleteTopic | ListTopics | Topics
+    | DescribePartition | PartitionDescription | BrokerStatus | BrokerState | Stop
+    | Produce | Produced
+    | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records
+    | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
+    | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
+)  # fmt: skip

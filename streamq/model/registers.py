@@ -1,0 +1,161 @@
+"""What the registers hold (P-1), and how their keys are spelt. Values are encoded by `wire.codec`; acceptors see opaque bytes."""
+
+from typing import Literal
+
+import msgspec
+
+from streamq.model.ids import Incarnation, Member, PartitionId
+from streamq.model.quorum import Quorum
+
+__all__ = [
+    "BrokerRegister",
+    "ClusterRegister",
+    "Durability",
+    "PartitionRegister",
+    "Segment",
+    "TopicRegister",
+    "Voter",
+    "Voters",
+    "broker_key",
+    "partition_key",
+    "topic_key",
+]
+
+Durability = Literal["fsync", "memory"]
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """The stretch of log written in one epoch, `[base, end)`; `end` is None while it is open.
+
+    `replicas` of an open segment never change; of a closed one they are its holders, each of which holds all of it (P-22).
+    `sequencer` names the broker, `attempt` the takeover attempt that opened the epoch (P-5, P-8).
+    """
+
+    epoch: int
+    base: int
+    end: int | None
+    replicas: tuple[Member, ...]
+    write: int
+    read: int
+    durability: Durability
+    sequencer: str
+    attempt: bytes
+
+    @property
+    def is_open(self) -> bool:
+        return self.end is None
+
+    @property
+    def quorum(self) -> Quorum:
+        return Quorum(len(self.replicas), self.write, self.read)
+
+    def member(self, broker: str) -> Member | None:
+        """The replica named for this broker, in whatever incarnation; None if it is none."""
+        return next((m for m in self.replicas if m.broker == broker), None)
+
+
+class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
+    """`partition/<topic>/<p>`: settings, start offset, chain of segments oldest first. A tombstone keeps the id (P-6)."""
+
+    id: PartitionId
+    topic: str
+    index: int
+    replicas: tuple[str, ...]
+    write: int
+    read: int
+    durability: Durability
+    start_offset: int
+    chain: tuple[Segment, ...]
+    deleted: bool = False
+
+    @property
+    def last(self) -> Segment:
+        return self.chain[-1]
+
+    def segment(self, epoch: int) -> Segment | None:
+        first = self.chain[0].epoch if self.chain else 0
+        return self.chain[epoch - first] if self.chain and 0 <= epoch - first < len(self.chain) else None
+
+    def fault(self) -> str | None:
+        """I-8: epochs are consecutive, each base is the end before it, only the last is open. None when it holds."""
+        for before, after in zip(self.chain, self.chain[1:], strict=False):
+            if after.epoch != before.epoch + 1:
+                return f"epoch {after.epoch} follows epoch {before.epoch}"
+            if before.end is None or before.end != after.base:
+                return f"epoch {before.epoch} ends at {before.end}, epoch {after.epoch} begins at {after.base}"
+        return None
+
+
+class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
+    """`topic/<name>`: the settings new partitions were made with, and their ids in order. A tombstone is `deleted`."""
+
+    name: str
+    id: bytes
+    partitions: tuple[PartitionId, ...]
+    replicas: int
+    write: int
+    read: int
+    durability: Durability
+    created_ms: int
+    deleted: bool = False
+
+
+class BrokerRegister(msgspec.Struct, frozen=True, array_like=True):
+    """`broker/<id>`: where a broker is, in which incarnation, and how often its directory was started (P-31)."""
+
+    broker: str
+    incarnation: Incarnation
+    host: str
+    port: int
+    rack: str
+    starts: int
+
+
+class ClusterRegister(msgspec.Struct, frozen=True, array_like=True):
+    """`cluster`: the id and the brokers that may hold replicas."""
+
+    id: bytes
+    brokers: tuple[str, ...]
+
+
+class Voter(msgspec.Struct, frozen=True, array_like=True):
+    """A metadata voter: a broker in one incarnation, with the address it was first known by."""
+
+    broker: str
+    incarnation: Incarnation
+    host: str
+    port: int
+
+    @property
+    def member(self) -> Member:
+        return Member(self.broker, self.incarnation)
+
+
+class Voters(msgspec.Struct, frozen=True, array_like=True):
+    """A numbered voter configuration (P-40); number 1 is written once, when the cluster is made."""
+
+    number: int
+    voters: tuple[Voter, ...]
+
+    @property
+    def majority(self) -> int:
+        return len(self.voters) // 2 + 1
+
+    def voter(self, broker: str) -> Voter | None:
+        return next((v for v in self.voters if v.broker == broker), None)
+
+    def names(self, member: Member) -> bool:
+        """Whether this configuration names that broker in that incarnation."""
+        return any(v.member == member for v in self.voters)
+
+
+def broker_key(broker: str) -> str:
+    return f"broker/{broker}"
+
+
+def topic_key(topic: str) -> str:
+    return f"topic/{topic}"
+
+
+def partition_key(topic: str, index: int) -> str:
+    return f"partition/{topic}/{index}"

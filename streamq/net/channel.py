@@ -1,0 +1,232 @@
+"""One connection: frames in, frames out, and requests matched with their answers.
+
+Sending never waits: frames are queued and one task writes them, many in one go. What is queued is bounded by `CHANNEL_QUEUE_BYTES_MAX`: whoever lets
+it run over has a peer that does not read, and the channel is closed. Frames that arrive are given to a plain function, in order, so that whatever
+it triggers is decided without a task switch; what takes longer is started elsewhere by that function.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import trio
+
+from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, error_of
+from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, MiB
+from streamq.model.messages import Failure, Message
+from streamq.net.budget import ByteBudget
+from streamq.wire.framing import Frame, FrameReader, encode_frame
+
+__all__ = ["CHANNEL_QUEUE_BYTES_MAX", "Channel", "ChannelClosedError"]
+
+CHANNEL_QUEUE_BYTES_MAX: Final = 64 * MiB
+RECEIVE_BYTES: Final = 256 * 1024
+JOIN_BYTES_MAX: Final = 1 * MiB
+SEND_STALL_S: Final = 20.0
+"""A peer that takes nothing for so long is taken for gone."""
+LARGE_FRAME_BYTES: Final = 64 * 1024
+FRAME_STALL_S: Final = 30.0
+assert CHANNEL_QUEUE_BYTES_MAX > 2 * FRAME_PAYLOAD_BYTES_MAX
+
+
+class ChannelClosedError(UnavailableError):
+    """The connection is gone; what was asked over it may or may not have happened."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="unavailable")
+
+
+class _Waiting:
+    """A request without its answer yet."""
+
+    __slots__ = ("event", "frame")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.frame: Frame | None = None
+
+
+class Channel:
+    """Invariants: a request id is in `_requests` at most once; after `close` nothing is queued and every waiting request has been woken."""
+
+    def __init__(self, stream: trio.abc.Stream, *, name: str, reader: FrameReader | None = None) -> None:
+        self.name = name
+        self.is_closed = False
+        self.reason = ""
+        self.queued_bytes = 0
+        self._stream = stream
+        self._reader = reader or FrameReader()
+        self._out: list[bytes] = []
+        self._wake = trio.Event()
+        self._drained = trio.Event()
+        self._requests: dict[int, _Waiting] = {}
+        self._next_request = 1
+        self._scope: trio.CancelScope | None = None
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.name}{' closed' if self.is_closed else ''}>"
+
+    def send(self, message: Message, *, request: int = 0, is_answer: bool = False, payload: Iterable[bytes] = ()) -> None:
+        """Queues a frame; does nothing on a closed channel, whose owner learns of it from `run`."""
+        if self.is_closed:
+            return
+        buffers = encode_frame(message, request=request, is_answer=is_answer, payload=payload)
+        self.queued_bytes += sum(map(len, buffers))
+        self._out += buffers
+        self._wake.set()
+        if self.queued_bytes > CHANNEL_QUEUE_BYTES_MAX:
+            self.close(f"{self.name} does not read what it asked for")
+
+    async def request(self, message: Message, *, payload: Iterable[bytes] = (), timeout_s: float) -> Frame:
+        """Sends and waits for the answer. A `Failure` is raised as the error it stands for; UnavailableError `timed_out` when none came in time.
+
+        Cancelled or timed out, the request may still be carried out at the other side; a late answer is dropped.
+        """
+        if self.is_closed:
+            raise ChannelClosedError(self.reason)
+        request, waiting = self._next_request, _Waiting()
+        self._next_request = self._next_request % 0xFFFF_FFFF + 1
+        self._requests[request] = waiting
+        try:
+            self.send(message, request=request, payload=payload)
+            with trio.move_on_after(timeout_s):
+                await waiting.event.wait()
+        finally:
+            self._requests.pop(request, None)
+        if waiting.frame is None:
+            if self.is_closed:
+                raise ChannelClosedError(self.reason)
+            raise UnavailableError(f"{self.name} did not answer {type(message).__name__} within {timeout_s:g} s", code="timed_out")
+        if isinstance(waiting.frame.message, Failure):
+            raise failure_error(waiting.frame.message)
+        return waiting.frame
+
+    async def drain(self, below_bytes: int) -> None:
+        """Waits until fewer bytes than that are queued; at once when the channel is closed."""
+        while self.queued_bytes >= below_bytes and not self.is_closed:
+            if self._drained.is_set():
+                self._drained = trio.Event()
+            await self._drained.wait()
+
+    async def run(
+        self,
+        deliver: Callable[[Frame], None],
+        *,
+        after_chunk: Callable[[], None],
+        gate: Callable[[], trio.Event | None],
+        budget: ByteBudget | None = None,
+    ) -> None:
+        """Reads and writes until the connection ends or `close` is called. Frames that answer no request of ours go to `deliver`.
+
+        `after_chunk` runs when all frames of one receive are delivered; reading pauses while `gate` returns an event that is not set.
+        With a budget, a large frame is received only when it has room there, and has to arrive in FRAME_STALL_S.
+        Raises ProtocolError if the other side breaks the protocol; ends quietly otherwise. Always leaves the channel closed.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                if self.is_closed:
+                    return
+                nursery.start_soon(self._write)
+                await self._read(deliver, after_chunk, gate, budget)
+                nursery.cancel_scope.cancel()
+        except* ProtocolError as errors:
+            first = errors.exceptions[0]
+            self.close(str(first))
+            raise first from None
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close(f"{self.name}: connection lost")
+        finally:
+            self.close(f"{self.name}: connection closed")
+            await trio.aclose_forcefully(self._stream)
+
+    def close(self, reason: str) -> None:
+        """Ends `run`, wakes all who wait; what is queued is not sent any more. Idempotent."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.reason = reason
+        self._out.clear()
+        self.queued_bytes = 0
+        self._wake.set()
+        self._drained.set()
+        for waiting in self._requests.values():
+            waiting.event.set()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _read(
+        self, deliver: Callable[[Frame], None], after_chunk: Callable[[], None], gate: Callable[[], trio.Event | None], budget: ByteBudget | None
+    ) -> None:
+        reader = self._reader
+        while not self.is_closed:
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+            if not data:
+                return
+            self._take(bytes(data), deliver, after_chunk)
+            if budget is not None and reader.missing > LARGE_FRAME_BYTES:
+                held = await budget.acquire(reader.missing)
+                try:
+                    await self._receive_large(deliver, after_chunk)
+                finally:
+                    budget.release(held)
+            while (event := gate()) is not None:
+                await event.wait()
+
+    def _take(self, data: bytes, deliver: Callable[[Frame], None], after_chunk: Callable[[], None]) -> None:
+        try:
+            for frame in self._reader.feed(data):
+                if not frame.is_answer:
+                    deliver(frame)
+                elif (waiting := self._requests.get(frame.request)) is not None:
+                    waiting.frame = frame
+                    waiting.event.set()
+        finally:
+            after_chunk()
+
+    async def _receive_large(self, deliver: Callable[[Frame], None], after_chunk: Callable[[], None]) -> None:
+        """The rest of one large frame, which holds a share of the budget and so has a deadline."""
+        with trio.move_on_after(FRAME_STALL_S):
+            while self._reader.missing > LARGE_FRAME_BYTES:
+                data = await self._stream.receive_some(RECEIVE_BYTES)
+                if not data:
+                    return
+                self._take(bytes(data), deliver, after_chunk)
+            return
+        raise ProtocolError(f"{self.name} left a frame incomplete for {FRAME_STALL_S:g} s", code="protocol")
+
+    async def _write(self) -> None:
+        while True:
+            if not self._out:
+                if self.is_closed:
+                    return
+                self._wake = trio.Event()
+                await self._wake.wait()
+                continue
+            out, self._out = self._out, []
+            with trio.move_on_after(SEND_STALL_S) as scope:
+                for chunk in _gather(out):
+                    scope.deadline = trio.current_time() + SEND_STALL_S
+                    await self._stream.send_all(chunk)
+                    self.queued_bytes = max(0, self.queued_bytes - len(chunk))
+                    self._drained.set()
+            if scope.cancelled_caught:
+                self.close(f"{self.name} took nothing for {SEND_STALL_S:g} s")
+                return
+
+
+def failure_error(failure: Failure) -> StreamqError:
+    return error_of(failure.code, failure.message, hint=failure.hint, sequencer=failure.sequencer)
+
+
+def _gather(buffers: list[bytes]) -> Iterable[bytes]:
+    """Small buffers joined, so that one system call takes many frames; never more than JOIN_BYTES_MAX copied at once."""
+    group: list[bytes] = []
+    size = 0
+    for buffer in buffers:
+        if group and size + len(buffer) > JOIN_BYTES_MAX:
+            yield b"".join(group) if len(group) > 1 else group[0]
+            group, size = [], 0
+        group.append(buffer)
+        size += len(buffer)
+    if group:
+        yield b"".join(group) if len(group) > 1 else group[0]
