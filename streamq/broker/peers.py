@@ -253,14 +253,9 @@ class Peers:
             await trio.sleep(self._config.heartbeat_interval_s)
 
     async def _watch(self) -> None:
-        interval = self._config.heartbeat_interval_s / 2
         while True:
-            slept_from = trio.current_time()
-            await trio.sleep(interval)
-            stalled = trio.current_time() - slept_from - interval
-            for broker, detector in self._detectors.items():
-                if stalled > interval:
-                    detector.on_stall(stalled)
+            await trio.sleep(self._config.heartbeat_interval_s / 2)
+            for broker in list(self._detectors):
                 self._check(broker)
 
     def _check(self, broker: str) -> None:

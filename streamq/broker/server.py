@@ -71,6 +71,7 @@ class Server:
         self._lost = lost
         self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
         self._complaints = Complaints()
+        self._channels: set[Channel] = set()
         self.connections = 0
         self.connections_total = 0
 
@@ -78,6 +79,11 @@ class Server:
         """Serves until cancelled."""
         async with trio.open_nursery() as nursery:
             await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)
+
+    async def drain(self) -> None:
+        """Waits until what is queued on the connections has been sent; the caller bounds the time."""
+        for channel in list(self._channels):
+            await channel.drain(1)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         self.connections += 1
@@ -132,6 +138,7 @@ class Server:
                 self._heard(member.broker)
             router.deliver(session, frame)
 
+        self._channels.add(channel)
         try:
             for frame in greeting.rest:
                 take(frame)
@@ -142,6 +149,7 @@ class Server:
                 budget=self._budget if member is None else None,
             )
         finally:
+            self._channels.discard(channel)
             router.ended(session)
             if member is not None:
                 self._lost(member.broker)

@@ -149,15 +149,18 @@ def survival(*, replicas: int, write: int, read: int) -> dict[str, str]:
     from streamq.model.quorum import Quorum, survives  # `--help` and errors need no arithmetic
 
     data_loss, append, takeover, tip = survives(Quorum(replicas, write, read))
-    brokers = lambda n: "no broker" if n == 0 else "1 broker" if n == 1 else f"{n} brokers"  # noqa: E731
-    appending = f"{brokers(append)} down"
+    appending = f"{_brokers(append)} down"
     if append > takeover:
-        appending += f"; only {brokers(takeover)} if the sequencer is among them"
+        appending += f"; only {_brokers(takeover)} if the sequencer is among them"
     if takeover == 0:
         appending = "the sequencer cannot be replaced while any broker is down (W = 1)" if append else "no broker down"
     return {
-        "acked_records": f"{brokers(data_loss)} lost for good",
+        "acked_records": f"{_brokers(data_loss)} lost for good",
         "append": appending,
-        "takeover": f"{brokers(takeover)} down",
-        "tip_reads": f"{brokers(tip)} down",
+        "takeover": f"{_brokers(takeover)} down",
+        "tip_reads": f"{_brokers(tip)} down",
     }
+
+
+def _brokers(number: int) -> str:
+    return "no broker" if number == 0 else "1 broker" if number == 1 else f"{number} brokers"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from streamq.client.settings import DEFAULT_PORT, Address, parse_bootstrap
 from streamq.model.errors import NotFoundError, RefusedError
 
 __all__ = [
@@ -23,17 +24,7 @@ __all__ = [
     "parse_bootstrap",
 ]
 
-DEFAULT_PORT: Final = 7700
 DEFAULT_BOOTSTRAP: Final = f"127.0.0.1:{DEFAULT_PORT}"
-BOOTSTRAP_ADDRESSES_MAX: Final = 64
-
-
-class Address(NamedTuple):
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Bootstrap(NamedTuple):
@@ -46,30 +37,12 @@ class Bootstrap(NamedTuple):
         return ",".join(map(str, self.addresses))
 
 
-def parse_bootstrap(text: str, *, origin: str) -> Bootstrap:
-    """`host`, `host:port` or `[v6]:port`, several with commas between. Raises RefusedError (`bad_request`)."""
-    addresses = tuple(_parse_address(part.strip(), origin) for part in text.split(",") if part.strip())
-    if not 1 <= len(addresses) <= BOOTSTRAP_ADDRESSES_MAX:
-        raise RefusedError(
-            f"{origin} names {len(addresses)} brokers; 1 to {BOOTSTRAP_ADDRESSES_MAX} are needed",
-            code="bad_request",
-            hint=f"for example --bootstrap {DEFAULT_BOOTSTRAP}",
-        )
-    return Bootstrap(addresses, origin)
-
-
-def _parse_address(text: str, origin: str) -> Address:
-    host, port = text, str(DEFAULT_PORT)
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or port
-    elif text.count(":") == 1:
-        host, port = text.split(":")
-    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise RefusedError(
-            f"{origin}: {text!r} is no broker address", code="bad_request", hint=f"write host:port, for example {DEFAULT_BOOTSTRAP}"
-        )
-    return Address(host, int(port))
+def bootstrap_of(text: str, *, origin: str) -> Bootstrap:
+    """Raises RefusedError that names the origin."""
+    try:
+        return Bootstrap(parse_bootstrap(text), origin)
+    except RefusedError as error:
+        raise RefusedError(f"{origin}: {error.message}", code="bad_request", hint=error.hint) from None
 
 
 class Profiles:
@@ -104,31 +77,31 @@ class Profiles:
         os.replace(name, self.path)
 
     def bootstrap(self, name: str, *, origin: str) -> Bootstrap:
-        """Raises NotFoundError (`bad_config`'s sibling for names): there is no such profile."""
+        """Raises NotFoundError (`not_found`): there is no such profile."""
         if name not in self.bootstraps:
             known = ", ".join(sorted(self.bootstraps)) or "none"
             raise NotFoundError(
                 f"{origin} names the profile {name!r}, which does not exist; there are: {known}",
-                code="unknown_profile",
+                code="not_found",
                 hint="`streamq profile ls` lists them; `streamq profile add NAME --bootstrap HOST:PORT` makes one",
             )
-        return parse_bootstrap(self.bootstraps[name], origin=f"profile {name!r}")
+        return bootstrap_of(self.bootstraps[name], origin=f"profile {name!r}")
 
 
 def find_bootstrap(*, flag: str | None, profile: str | None, environment: Mapping[str, str] = os.environ) -> Bootstrap:
     """The first that is there: --bootstrap, --profile, STREAMQ_BOOTSTRAP, STREAMQ_PROFILE, the current profile, the default."""
     if flag:
-        return parse_bootstrap(flag, origin="--bootstrap")
+        return bootstrap_of(flag, origin="--bootstrap")
     if profile:
         return Profiles.load(environment).bootstrap(profile, origin="--profile")
     if text := environment.get("STREAMQ_BOOTSTRAP"):
-        return parse_bootstrap(text, origin="STREAMQ_BOOTSTRAP")
+        return bootstrap_of(text, origin="STREAMQ_BOOTSTRAP")
     profiles = Profiles.load(environment)
     if name := environment.get("STREAMQ_PROFILE"):
         return profiles.bootstrap(name, origin="STREAMQ_PROFILE")
     if profiles.current:
         return profiles.bootstrap(profiles.current, origin="the current profile")
-    return parse_bootstrap(DEFAULT_BOOTSTRAP, origin="the default")
+    return bootstrap_of(DEFAULT_BOOTSTRAP, origin="the default")
 
 
 def local_data_directory(flag: str | None, environment: Mapping[str, str] = os.environ) -> Path:

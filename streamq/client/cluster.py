@@ -1,8 +1,8 @@
 """The cluster as a client sees it: which brokers there are, connections to them, and questions that any of them can answer.
 
-Any broker in the bootstrap list is enough; the rest is learnt from `Metadata`, which is a hint (P-1). Addresses are tried side by side with a
-small head start, so that a dead or paused one costs `Timeouts.stagger_s` and no more. The address that was dialled for a broker goes on being
-used for it, beside the one that it advertises.
+Any broker in the bootstrap list is enough; the rest is learnt from `Metadata`, which is a hint (P-1). Addresses are tried side by side with
+a small head start, so that a dead or paused one costs `Timeouts.stagger_s` and no more. The address that was dialled for a broker goes on
+being used for it, beside the one that it advertises.
 
 There is at most one connection to a broker, and one dial under way to it, shared by everybody who waits.
 """
@@ -15,7 +15,7 @@ import anyio
 
 from streamq.client.connection import CHANGES, Connection, Listener, dial
 from streamq.client.lifetime import Lifetime
-from streamq.client.race import AllFailedError, is_answer, race
+from streamq.client.race import AllFailedError, race
 from streamq.client.settings import Address, Timeouts, parse_bootstrap
 from streamq.model.errors import NotFoundError, StreamqError, UnavailableError
 from streamq.model.messages import BrokerAddress, Message, Metadata, MetadataView, TopicView
@@ -28,6 +28,9 @@ PAUSE_S: Final = 0.05
 PAUSE_S_MAX: Final = 0.5
 REDIAL_PAUSE_S: Final = 0.02
 """A broker that could not be reached is not dialled again before."""
+HINT_DOWN: Final = "are the brokers running, and is the address right? any broker of the cluster will do"
+CHANGE_GRACE_S: Final = 1.0
+"""A change is ended by its connection, which knows that it was sent, never by the clock around it."""
 
 T = TypeVar("T", bound=Message)
 Way = Callable[[], Awaitable[Connection]]
@@ -88,12 +91,13 @@ class Cluster:
         limit = self.timeouts.request_s if timeout_s is None else timeout_s
         last: StreamqError | None = None
         pause = PAUSE_S
-        with anyio.move_on_after(limit):
+        is_change = isinstance(message, CHANGES)
+        with anyio.move_on_after(limit + CHANGE_GRACE_S if is_change else limit):
             while True:
                 try:
                     if broker:
                         return await (await self.connection(broker)).request(message, kind, timeout_s=limit)
-                    stagger = self.timeouts.stagger_s if not isinstance(message, CHANGES) else limit
+                    stagger = limit if is_change else self.timeouts.stagger_s
                     attempts = [self._attempt(reach, message, kind, limit) for reach in self._ways(avoid)]
                     return await race(attempts, stagger_s=stagger)
                 except UnavailableError as error:
@@ -132,16 +136,13 @@ class Cluster:
         if connection is not None:
             return connection
         if broker not in self.brokers and broker not in self._dialled:
-            await self.metadata(self._no_topics())
+            await self.metadata()
             if broker not in self.brokers:
                 known = ", ".join(sorted(self.brokers)) or "none"
                 raise NotFoundError(f"there is no broker {broker!r} (known: {known})", code="unknown_broker")
         addresses = self._addresses_of(broker)
         connection = await race([self._dialler(address, broker) for address in addresses], stagger_s=self.timeouts.stagger_s)
         return connection
-
-    def _no_topics(self) -> tuple[str, ...]:
-        return ("",)  # naming none would ask for all; an empty name never exists, and the brokers are told all the same
 
     def _addresses_of(self, broker: str) -> list[Address]:
         known = self.brokers.get(broker)
@@ -228,7 +229,7 @@ class Cluster:
         if error is None:
             reasons = "; ".join(f"{address}: no answer within {self.timeouts.bootstrap_s:g} s" for address in self.addresses)
             raise UnavailableError(f"no broker answers: {reasons}", code="unavailable", hint=HINT_DOWN)
-        if len(error.causes) == 1 and is_answer(error.causes[0]):
+        if len(error.causes) == 1 and not isinstance(error.causes[0], UnavailableError):
             raise error.causes[0].with_traceback(None)
         raise UnavailableError(f"no broker answers: {error.message}", code="unavailable", hint=HINT_DOWN)
 

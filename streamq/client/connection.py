@@ -122,7 +122,7 @@ class Connection:
     async def request(self, message: Message, kind: type[T], *, payload: Iterable[bytes] = (), timeout_s: float | None = None) -> T:
         """The answer to `message`, of the type `kind`.
 
-        Raises the error that the broker answered with; UnavailableError when it did not answer, or UnknownOutcomeError for one of `CHANGES`.
+        Raises the error that the broker answered with; when it did not answer, UnavailableError, or UnknownOutcomeError for `CHANGES`.
         Cancelled while it waits, it forgets the answer: what was asked for may happen all the same.
         """
         limit = self._timeouts.request_s if timeout_s is None else timeout_s

@@ -5,8 +5,9 @@ enters the task group: the block's end cancels the tasks and lets the exception 
 with that one exception.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -30,7 +31,7 @@ class Lifetime:
         await tasks.__aenter__()
         self._tasks = tasks
 
-    def start(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+    def start(self, task: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
         assert self._tasks is not None, "not open"
         self._tasks.start_soon(task, *args)
 

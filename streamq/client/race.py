@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from streamq.model.errors import StreamqError, UnavailableError
+from streamq.model.errors import ProtocolError, StreamqError, UnavailableError
 
 __all__ = ["AllFailedError", "is_answer", "race"]
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class AllFailedError(UnavailableError):
-    """Every attempt failed, and each might succeed later; `causes` has one error per attempt."""
+    """Every attempt failed, and each might succeed later or elsewhere; `causes` has one error per attempt."""
 
     def __init__(self, causes: list[StreamqError]) -> None:
         super().__init__("; ".join(dict.fromkeys(cause.message for cause in causes)), code="unavailable")
@@ -24,8 +24,8 @@ class AllFailedError(UnavailableError):
 
 
 def is_answer(error: StreamqError) -> bool:
-    """Whether another broker would say the same: whatever is not just "not now, not here"."""
-    return not isinstance(error, UnavailableError)
+    """Whether another broker would say the same: whatever is not just "not now, not here", or no answer at all."""
+    return not isinstance(error, UnavailableError | ProtocolError)
 
 
 async def race(

@@ -109,6 +109,7 @@ class ProtocolError(StreamqError):
 CODES: Final[dict[str, type[StreamqError]]] = {
     # refused: wrong as it is
     "bad_request": RefusedError,
+    "usage": RefusedError,
     "bad_name": RefusedError,
     "bad_quorum": RefusedError,
     "bad_config": RefusedError,
@@ -118,6 +119,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "limit_reached": RefusedError,
     "not_authorised": RefusedError,
     # not found
+    "not_found": NotFoundError,
     "unknown_topic": NotFoundError,
     "unknown_partition": NotFoundError,
     "unknown_broker": NotFoundError,
@@ -145,6 +147,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "data_damaged": CorruptDataError,
     "protocol": ProtocolError,
     "wrong_version": ProtocolError,
+    "failed": StreamqError,
     "internal": StreamqError,
 }
 

@@ -441,10 +441,15 @@ class Accepted(Message, frozen=True, tag=83):
 
 
 class ReadAccepted(Message, frozen=True, tag=84):
-    """The first half of a quorum read (P-4). Answered by `Promise` with `ok`, without promising anything."""
+    """The first half of a quorum read (P-4). Answered by `Promise` with `ok`, without promising anything.
+
+    `as_evidence`: what has this acceptor accepted, whatever its number and standing? It counts in no quorum; a broker asks it about its own
+    `broker/<id>` before it trusts its directory (P-31).
+    """
 
     number: U63
     key: Text
+    as_evidence: bool = False
 
 
 class ListKeys(Message, frozen=True, tag=85):

@@ -58,12 +58,12 @@ class BatchWindow:
         """Every batch whose base is at or past `offset`."""
         return self.batches[bisect_left(self.bases, offset, self.start) :]
 
-    def cut(self, end: int) -> int:
-        """Forgets the batches at or past `end`; returns their bytes."""
+    def cut(self, end: int) -> list[Batch]:
+        """Forgets the batches at or past `end`; returns them."""
         first = bisect_left(self.bases, end, self.start)
-        freed = sum(batch.size for batch in self.batches[first:])
+        gone = self.batches[first:]
         del self.bases[first:], self.batches[first:]
-        return freed
+        return gone
 
     def take_first(self) -> Batch:
         """Forgets the oldest batch and returns it. There must be one."""

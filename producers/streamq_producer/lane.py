@@ -1,0 +1,98 @@
+"""One partition as the producer fills it: the open batch, how it is closed, and the session that sees it through."""
+
+import msgspec
+
+from streamq.client.timers import NEVER
+from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, Batch, BatchHeader
+from streamq.model.ids import ProducerId
+from streamq.model.messages import PartitionView
+from streamq.wire.batch_format import encode_batch
+from streamq.wire.compression import compress
+from streamq.wire.records import Row, pack_rows
+from streamq_producer.delivery import BatchOutcome
+from streamq_producer.effects import Entry
+from streamq_producer.session import PartitionSession
+from streamq_producer.settings import ProducerSettings
+
+__all__ = ["Lane", "SealedBatch"]
+
+
+class SealedBatch:
+    """The token of a session's entry: the packed records, and the bytes to send once producer id and sequence are known."""
+
+    __slots__ = ("_header", "_numbered", "_payload", "buffered_bytes", "outcome")
+
+    def __init__(self, header: BatchHeader, payload: bytes, outcome: BatchOutcome, *, buffered_bytes: int) -> None:
+        """`buffered_bytes` is what the batch goes on counting for: its size before compression, so that a full buffer is soon stored."""
+        self.outcome = outcome
+        self.buffered_bytes = buffered_bytes
+        self._header = header
+        self._payload = payload
+        self._numbered: Batch | None = None
+
+    def numbered(self, producer: ProducerId, sequence: int) -> Batch:
+        """The same bytes for the same numbers, however often it is sent."""
+        batch = self._numbered
+        if batch is None or batch.header.sequence != sequence or batch.header.producer != producer:
+            header = msgspec.structs.replace(self._header, producer=producer, sequence=sequence)
+            batch = self._numbered = encode_batch(header, self._payload)
+        return batch
+
+
+class Lane:
+    """Invariant: `rows` is empty exactly when no batch is open, and then `linger_until` is never."""
+
+    __slots__ = (
+        "_settings", "first_timestamp", "index", "linger_until", "max_timestamp", "outcome", "raw_bytes", "rows", "session", "topic",
+        "view", "wakes_at",
+    )  # fmt: skip
+
+    def __init__(self, topic: str, index: int, view: PartitionView, session: PartitionSession, settings: ProducerSettings) -> None:
+        self.topic = topic
+        self.index = index
+        self.view = view
+        self.session = session
+        self.rows: list[Row] = []
+        self.raw_bytes = 0
+        self.first_timestamp = 0
+        self.max_timestamp = 0
+        self.linger_until = NEVER
+        self.wakes_at = NEVER
+        self.outcome = BatchOutcome(topic, index)
+        self._settings = settings
+
+    def begin(self, timestamp: int, now: float) -> None:
+        """Opens a batch, whose first record has this time."""
+        self.outcome = BatchOutcome(self.topic, self.index)
+        self.first_timestamp = self.max_timestamp = timestamp
+        self.linger_until = now + self._settings.linger_s
+
+    @property
+    def may_close(self) -> bool:
+        """Nothing is under way, so that the open batch has nothing to wait for."""
+        return bool(self.rows) and self.session.is_idle
+
+    @property
+    def next_deadline(self) -> float:
+        return min(self.linger_until, self.session.next_deadline)
+
+    def seal(self) -> Entry:
+        """Closes the open batch: packs and compresses it."""
+        assert self.rows, "no batch is open"
+        raw = pack_rows(self.rows)
+        payload, compression = raw, COMPRESSION_NONE
+        if self._settings.compression == "zstd":
+            smaller = compress(raw, level=self._settings.level)
+            if len(smaller) < len(raw):
+                payload, compression = smaller, COMPRESSION_ZSTD
+        header = BatchHeader(
+            partition=self.view.id, records=len(self.rows), payload_bytes=len(payload), raw_bytes=len(raw), payload_crc=0,
+            producer=bytes(16), producer_epoch=0, sequence=0, first_timestamp=self.first_timestamp, max_timestamp=self.max_timestamp,
+            epoch=0, base=0, append_time=0, compression=compression,
+        )  # fmt: skip
+        deadline = self.linger_until - self._settings.linger_s + self._settings.delivery_timeout_s
+        entry = Entry(SealedBatch(header, payload, self.outcome, buffered_bytes=self.raw_bytes), records=len(self.rows), deadline=deadline)
+        self.rows = []
+        self.raw_bytes = 0
+        self.linger_until = NEVER
+        return entry

@@ -1,0 +1,345 @@
+"""The producer that applications use. See `Producer`."""
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Literal, Self, TypedDict, Unpack
+
+import anyio
+import anyio.lowlevel
+
+from streamq.client.cluster import Cluster
+from streamq.client.lifetime import Lifetime
+from streamq.client.settings import Timeouts
+from streamq.model.errors import RefusedError, UnavailableError
+from streamq.model.limits import RECORD_BYTES_MAX
+from streamq.model.messages import TopicView
+from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
+from streamq_producer.dispatch import Dispatcher
+from streamq_producer.lane import Lane
+from streamq_producer.records import RECORD_OVERHEAD_BYTES, as_bytes, checked_headers, checked_timestamp, record_bytes, too_large
+from streamq_producer.session import PartitionSession
+from streamq_producer.settings import ProducerSettings
+from streamq_producer.stats import ProducerStats
+from streamq_producer.topic import Topic
+
+__all__ = ["Producer", "ProducerOptions"]
+
+PRODUCER_ID_BYTES: Final = 16
+
+
+class ProducerOptions(TypedDict, total=False):
+    """The fields of `ProducerSettings`, which says what they mean."""
+
+    linger_s: float
+    batch_bytes: int
+    buffer_bytes: int
+    compression: Literal["zstd", "none"]
+    level: int
+    idempotent: bool
+    in_flight: int
+    delivery_timeout_s: float
+    close_timeout_s: float
+
+
+class Producer:
+    """Sends records to topics. Used with `async with`, under trio or asyncio; any number of tasks may use it at once.
+
+    Entering the block reaches one broker of `bootstrap` ("host:port,host:port") or raises UnavailableError, within 10 s. Leaving it sends
+    what is buffered and waits for outcomes, `close_timeout_s` at most, then raises the first failure that nobody asked for, unless
+    another exception is on its way. When the block is cancelled nothing is waited for: what has no outcome by then is unknown, or not
+    stored if it was never sent.
+
+    A record is acked, certainly not stored, or of unknown outcome (UnknownOutcomeError, only after `delivery_timeout_s` or when the
+    producer is closed with the record under way). An idempotent producer, the default, sends again what is in doubt until one of the
+    first two is certain, and its records are stored at most once, in the order sent to each partition. That order continues over a batch
+    that was given up: what follows is sent under a new producer id, and what was sent behind it and is in doubt itself is unknown too.
+    """
+
+    def __init__(self, bootstrap: str | Sequence[str], *, timeouts: Timeouts | None = None, **options: Unpack[ProducerOptions]) -> None:
+        """Raises RefusedError for addresses or options that make no sense."""
+        self.settings: Final = ProducerSettings(**options)
+        self._dispatcher = Dispatcher()
+        self._cluster = Cluster(bootstrap, timeouts=timeouts, listener=self._dispatcher)
+        self._lifetime = Lifetime()
+        self._topics: dict[str, Topic] = {}
+        self._opening: anyio.Lock | None = None
+        self._batch_bytes = self.settings.batch_bytes
+        self._buffer_bytes = self.settings.buffer_bytes
+        self._turn_due = False
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        await self._cluster.__aenter__()
+        await self._lifetime.open()
+        self._opening = anyio.Lock()
+        self._dispatcher.on_topic_gone = self._forget_topic
+        self._dispatcher.start(self._cluster, self._lifetime)
+        self._is_open = True
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            if error is None or isinstance(error, Exception):
+                await self._drain()
+        finally:
+            self._is_open = False
+            self._topics.clear()
+            self._dispatcher.stop()
+            try:
+                await self._lifetime.close(error, traceback)
+            finally:
+                await self._cluster.__aexit__(kind, error, traceback)
+        unasked = self._dispatcher.take_unasked()
+        if unasked is not None and error is None:
+            raise unasked
+
+    @property
+    def stats(self) -> ProducerStats:
+        return self._dispatcher.stats
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> Receipt:
+        """Stores one record and returns when W replicas have it; `enqueue` says what the arguments mean, `Delivery.receipt` what is raised.
+
+        Cancelled while it waits for room or for metadata, it has not sent the record; later, the record is on its way and its outcome is
+        lost to the caller: to know it, `enqueue` and keep the delivery.
+        """
+        delivery = await self.enqueue(topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        lane = self._lane_of(delivery)
+        if lane is not None and lane.may_close:
+            self._dispatcher.seal(lane)
+        return await delivery.receipt()
+
+    async def enqueue(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> Delivery:
+        """Takes the record and returns what becomes of it; waits for room only, and lets other tasks run once a batch.
+
+        Records with equal keys go to one partition (`partition_of`), those without to one after the other, a batch each; `partition`
+        overrules both. `timestamp` is in milliseconds since 1970, now if not given. Raises NotFoundError for an unknown topic or
+        partition, RefusedError for a record over the limit, UnavailableError when the topic could not be looked up. Cancelled, it has not
+        taken the record.
+        """
+        if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
+            await self._take_turn()
+        known = self._topics.get(topic)
+        if known is None:
+            known = await self._open_topic(topic)
+        if value.__class__ is not bytes:
+            value = as_bytes(value, "value")
+        if key is not None and key.__class__ is not bytes:
+            key = as_bytes(key, "key")
+        headers_bytes = 0
+        own_headers: dict[str, bytes] | None = None
+        if headers:
+            own_headers, headers_bytes = checked_headers(headers)
+        size = record_bytes(key, value, headers_bytes)
+        lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
+        at = time.time_ns() // 1_000_000 if timestamp is None else checked_timestamp(timestamp)
+        delta = self._make_room(lane, size, at)
+        delivery = Delivery(lane.outcome, len(lane.rows))
+        lane.rows.append((delta, key, value, own_headers))
+        if lane.raw_bytes >= self._batch_bytes:
+            self._roll(lane)
+        return delivery
+
+    async def enqueue_many(
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> list[Delivery]:
+        """The fast path: takes all values, with the same headers and timestamp, and returns a delivery for each batch that they went into.
+
+        `keys` gives each value its key. `Delivery.indexes` tells which of the values a delivery stands for; together they stand for all.
+        Nothing is taken if any record is refused. Cancelled, it has taken as many as went before, and these are sent.
+        """
+        values = list(values)
+        known = self._topics.get(topic) or await self._open_topic(topic)
+        own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
+        _check_values(values, keys, headers_bytes)
+        at = time.time_ns() // 1_000_000 if timestamp is None else checked_timestamp(timestamp)
+        extra = headers_bytes + RECORD_OVERHEAD_BYTES
+        if keys is None:
+            return await self._enqueue_runs(known, values, own_headers, extra, at, partition)
+        runs: dict[BatchOutcome, _Run] = {}
+        all_runs: list[_Run] = []
+        for index, (value, key) in enumerate(zip(values, keys, strict=True)):
+            if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
+                await self._take_turn()
+            lane = known.lane_of(key, partition)
+            delta = self._make_room(lane, len(value) + extra + (len(key) if key else 0), at)
+            run = runs.get(lane.outcome)
+            if run is None or run.end != len(lane.rows):  # another task has put records between
+                run = runs[lane.outcome] = _Run(lane.outcome, len(lane.rows))
+                all_runs.append(run)
+            run.indexes.append(index)
+            lane.rows.append((delta, key, value, own_headers))
+            if lane.raw_bytes >= self._batch_bytes:
+                self._roll(lane)
+        return [Delivery(run.batch, run.first, len(run.indexes), run.indexes) for run in all_runs]
+
+    async def flush(self) -> None:
+        """Sends what is buffered and waits until everything taken so far has an outcome. Raises the first failure that nobody asked for.
+
+        Cancelled, it changes nothing: what was sent goes on.
+        """
+        self._dispatcher.seal_all()
+        for outcome in list(self._dispatcher.unsettled):
+            await outcome.wait()
+        error = self._dispatcher.take_unasked()
+        if error is not None:
+            raise error
+
+    async def _enqueue_runs(
+        self, known: Topic, values: list[bytes], headers: dict[str, bytes] | None, extra: int, at: int, partition: int | None
+    ) -> list[Delivery]:
+        """Values without keys: as many as fit go into one batch, in one go."""
+        deliveries: list[Delivery] = []
+        start, total = 0, len(values)
+        while start < total:
+            if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
+                await self._take_turn()
+            lane = known.lane_of(None, partition)
+            delta = self._make_room(lane, len(values[start]) + extra, at)
+            end, size, room = start + 1, 0, self._batch_bytes - lane.raw_bytes
+            while end < total and size < room:
+                size += len(values[end]) + extra
+                end += 1
+            if size > room and end > start + 1:
+                end -= 1
+                size -= len(values[end]) + extra
+            first = len(lane.rows)
+            lane.rows += [(delta, None, value, headers) for value in values[start:end]]
+            lane.raw_bytes += size
+            self._dispatcher.buffered_bytes += size
+            deliveries.append(Delivery(lane.outcome, first, end - start, range(start, end)))
+            if end < total or lane.raw_bytes >= self._batch_bytes:
+                self._roll(lane)
+            start = end
+        return deliveries
+
+    def _make_room(self, lane: Lane, size: int, at: int) -> int | None:
+        """Opens a batch if the record needs one, counts the record, and returns its time as the batch stores it."""
+        if lane.rows and lane.raw_bytes + size > self._batch_bytes:
+            self._roll(lane)
+        lane.raw_bytes += size
+        self._dispatcher.buffered_bytes += size
+        if not lane.rows:
+            lane.begin(at, anyio.current_time())
+            self._dispatcher.opened(lane)
+            return None
+        if at > lane.max_timestamp:
+            lane.max_timestamp = at
+        return at - lane.first_timestamp or None
+
+    def _roll(self, lane: Lane) -> None:
+        self._dispatcher.seal(lane)
+        self._turn_due = True
+
+    async def _take_turn(self) -> None:
+        self._turn_due = False
+        self._check_open()
+        await anyio.lowlevel.checkpoint()
+        await self._dispatcher.wait_for_room(self._buffer_bytes)
+        self._check_open()
+
+    async def _open_topic(self, name: str) -> Topic:
+        self._check_open()
+        assert self._opening is not None
+        async with self._opening:
+            known = self._topics.get(name)
+            if known is None:
+                view = await self._cluster.topic(name)
+                self._check_open()
+                known = self._topics[name] = self._make_topic(view)
+        return known
+
+    def _make_topic(self, view: TopicView) -> Topic:
+        if not view.partitions:
+            raise UnavailableError(f"topic {view.name!r} has no partitions yet", code="unavailable")
+        lanes = [
+            Lane(view.name, index, partition, self._make_session(partition.replicas, partition.sequencer), self.settings)
+            for index, partition in enumerate(view.partitions)
+        ]
+        self._dispatcher.lanes += lanes
+        return Topic(view.name, lanes, first=secrets.randbelow(len(lanes)))
+
+    def _make_session(self, replicas: Sequence[str], sequencer: str) -> PartitionSession:
+        return PartitionSession(
+            replicas=replicas,
+            sequencer=sequencer,
+            in_flight=self.settings.in_flight,
+            tickets=self._dispatcher.tickets,
+            draw_producer=(lambda: secrets.token_bytes(PRODUCER_ID_BYTES)) if self.settings.idempotent else None,
+        )
+
+    def _forget_topic(self, name: str) -> None:
+        self._topics.pop(name, None)
+
+    def _lane_of(self, delivery: Delivery) -> Lane | None:
+        known = self._topics.get(delivery.batch.topic)
+        return known.lanes[delivery.batch.partition] if known is not None else None
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("a producer is used inside its block: async with Producer(...) as producer")
+
+    async def _drain(self) -> None:
+        self._dispatcher.seal_all()
+        with anyio.move_on_after(self.settings.close_timeout_s):
+            for outcome in list(self._dispatcher.unsettled):
+                await outcome.wait()
+
+
+class _Run:
+    """Values of one call that follow each other in one batch."""
+
+    __slots__ = ("batch", "first", "indexes")
+
+    def __init__(self, batch: BatchOutcome, first: int) -> None:
+        self.batch = batch
+        self.first = first
+        self.indexes: list[int] = []
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.indexes)
+
+
+def _check_values(values: list[bytes], keys: Sequence[bytes | None] | None, headers_bytes: int) -> None:
+    """Before anything is taken: types, sizes, as many keys as values."""
+    if not values:
+        raise RefusedError("there is nothing to send: an empty list of values", code="bad_request")
+    if set(map(type, values)) != {bytes}:
+        raise TypeError("the values given to enqueue_many must be bytes")
+    largest = max(map(len, values))
+    if keys is not None:
+        if len(keys) != len(values):
+            raise RefusedError(f"{len(keys)} keys for {len(values)} values", code="bad_request")
+        if not set(map(type, keys)) <= {bytes, type(None)}:
+            raise TypeError("the keys given to enqueue_many must be bytes or None")
+        largest = max(len(value) + (len(key) if key else 0) for value, key in zip(values, keys, strict=True))
+    if largest + headers_bytes > RECORD_BYTES_MAX:
+        raise too_large(largest + headers_bytes)

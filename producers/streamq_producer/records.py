@@ -1,0 +1,61 @@
+"""A record on its way into a batch: what it may be, how large it counts, which partition its key means."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import google_crc32c
+
+from streamq.model.errors import RefusedError
+from streamq.model.limits import HEADERS_PER_RECORD_MAX, OFFSET_MAX, RECORD_BYTES_MAX
+
+__all__ = ["RECORD_OVERHEAD_BYTES", "as_bytes", "checked_headers", "checked_timestamp", "partition_of", "record_bytes", "too_large"]
+
+RECORD_OVERHEAD_BYTES: Final = 8
+"""Counted for each record and each header besides its bytes, about what packing adds."""
+
+
+def partition_of(key: bytes, *, partitions: int) -> int:
+    """CRC-32C (Castagnoli) of the key, modulo the number of partitions; the same in every language."""
+    crc: int = google_crc32c.value(key)
+    return crc % partitions
+
+
+def as_bytes(value: object, what: str) -> bytes | None:
+    """The slow path for what is not `bytes`: None stays, other buffers are copied. Raises TypeError, for text too."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    raise TypeError(f"a record's {what} must be bytes or None, not {type(value).__name__}")
+
+
+def checked_headers(headers: Mapping[str, bytes]) -> tuple[dict[str, bytes], int]:
+    """The headers and how large they count. Raises RefusedError or TypeError."""
+    if len(headers) > HEADERS_PER_RECORD_MAX:
+        message = f"a record has at most {HEADERS_PER_RECORD_MAX} headers, not {len(headers)}"
+        raise RefusedError(message, code="record_too_large")
+    size = 0
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, bytes):
+            raise TypeError(f"a header maps text to bytes, not {type(name).__name__} to {type(value).__name__}")
+        size += len(name.encode()) + len(value) + RECORD_OVERHEAD_BYTES
+    return dict(headers), size
+
+
+def checked_timestamp(timestamp: int) -> int:
+    if not isinstance(timestamp, int) or not 0 <= timestamp <= OFFSET_MAX:
+        raise RefusedError(f"a timestamp is milliseconds since 1970, not {timestamp!r}", code="bad_request")
+    return timestamp
+
+
+def record_bytes(key: bytes | None, value: bytes | None, headers_bytes: int) -> int:
+    """How large the record counts. Raises RefusedError."""
+    size = (len(value) if value is not None else 0) + (len(key) if key is not None else 0) + headers_bytes
+    if size > RECORD_BYTES_MAX:
+        raise too_large(size)
+    return size + RECORD_OVERHEAD_BYTES
+
+
+def too_large(size: int) -> RefusedError:
+    hint = "split it, or store it elsewhere and send a reference"
+    return RefusedError(f"a record of {size} bytes; {RECORD_BYTES_MAX} are allowed", code="record_too_large", hint=hint)

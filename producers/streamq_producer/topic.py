@@ -1,0 +1,44 @@
+"""A topic as the producer fills it: one lane a partition, and which of them the next record goes to."""
+
+from collections.abc import Sequence
+
+from streamq.model.errors import NotFoundError
+from streamq_producer.lane import Lane
+from streamq_producer.records import partition_of
+
+__all__ = ["Topic"]
+
+
+class Topic:
+    """Records without a key stick to one partition until its batch is closed, and then go to the next one that makes progress."""
+
+    def __init__(self, name: str, lanes: Sequence[Lane], *, first: int) -> None:
+        """`first` chooses where to begin, so that many producers do not begin at the same partition."""
+        self.name = name
+        self.lanes = tuple(lanes)
+        self._at = first % len(lanes)
+
+    def lane_of(self, key: bytes | None, partition: int | None) -> Lane:
+        """Raises NotFoundError."""
+        if partition is not None:
+            if not 0 <= partition < len(self.lanes):
+                message = f"topic {self.name!r} has partitions 0 to {len(self.lanes) - 1}, not {partition}"
+                raise NotFoundError(message, code="unknown_partition")
+            return self.lanes[partition]
+        if key is not None:
+            return self.lanes[partition_of(key, partitions=len(self.lanes))]
+        return self.next_lane()
+
+    def next_lane(self) -> Lane:
+        lane = self.lanes[self._at]
+        if lane.rows:
+            return lane
+        count = len(self.lanes)
+        for step in range(1, count + 1):
+            at = (self._at + step) % count
+            if self.lanes[at].session.is_healthy:
+                break
+        else:
+            at = (self._at + 1) % count
+        self._at = at
+        return self.lanes[at]

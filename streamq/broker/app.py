@@ -1,0 +1,275 @@
+"""The composition root: everything of one broker put together, started, and stopped in order.
+
+`run_broker` takes storage, network and clock as they come, so that a simulation can bring its own; `main` is the process around it.
+"""
+
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from streamq import __version__
+from streamq.broker.config import BrokerConfig
+from streamq.broker.local_acceptor import LocalAcceptor
+from streamq.broker.node import Clock, Node
+from streamq.broker.partition import Partition, replica_key, table_key
+from streamq.broker.peers import Peers
+from streamq.broker.readmission import Readmissions, join_cluster
+from streamq.broker.refills import Refills
+from streamq.broker.registers import Registers
+from streamq.broker.router import BrokerRouter
+from streamq.broker.server import Server
+from streamq.broker.successions import Successions
+from streamq.log.idempotence import IdempotenceTable, TableSnapshot
+from streamq.log.replica_state import ReplicaState
+from streamq.model.errors import StreamqError, UnavailableError
+from streamq.model.ids import PartitionId
+from streamq.model.messages import AnyMessage, Message
+from streamq.model.registers import BrokerRegister, broker_key
+from streamq.net.network import Network, TcpNetwork
+from streamq.storage.disk_storage import DiskStorage
+from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown, Storage, StorageFailedError
+from streamq.wire.codec import decode_value, encode
+
+__all__ = ["main", "run_broker"]
+
+log = logging.getLogger(__name__)
+
+SOFTWARE: Final = f"streamq/{__version__}"
+WATERMARK_INTERVAL_S: Final = 0.003
+"""A watermark that no store carries is told after so long (4.5)."""
+LEARN_AT_ONCE: Final = 64
+REPLICA_PREFIX: Final = replica_key(b"")
+
+
+class SystemClock:
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def random(self) -> float:
+        return random.random()
+
+    def token(self) -> bytes:
+        return secrets.token_bytes(16)
+
+
+class Stopping:
+    """Asked for once, by a signal or a `Stop` message."""
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+
+    def __call__(self) -> None:
+        self.event.set()
+
+
+async def run_broker(
+    config: BrokerConfig, storage: Storage, network: Network, clock: Clock, *, stop: Stopping, on_serving: Callable[[], None]
+) -> None:
+    """Runs one broker until `stop` is called; then hands over what it sequences, closes the storage and returns.
+
+    Cancelled, it stops where it is, like a crash. Raises StorageFailedError when the disk fails, StreamqError when it must not serve.
+    """
+    async with trio.open_nursery() as outer:
+        node = Node(config, storage, clock, outer)
+        # Limbo is written before anything else, so that it is durable before anything damaged is cut (P-29).
+        _load_partitions(node)
+        outer.start_soon(storage.run, node.on_durable, name="storage")
+        async with trio.open_nursery() as inner:
+            node.nursery = inner
+            await _serve(node, network, stop, on_serving)
+            inner.cancel_scope.cancel()
+        outer.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await storage.close()
+
+
+def _load_partitions(node: Node) -> None:
+    storage = node.storage
+    for key, value in dict(storage.states()).items():
+        if key.startswith(REPLICA_PREFIX):
+            state = decode_value(ReplicaState, value)
+            node.partitions[state.id] = Partition(node, state, _table(storage, state.id))
+    for identity in storage.partitions():
+        node.partitions.setdefault(identity, Partition(node, ReplicaState(identity), _table(storage, identity)))
+    for identity in _partitions_of(storage.lost, node.partitions):
+        partition = node.partitions.setdefault(identity, Partition(node, ReplicaState(identity)))
+        log.warning("%s: acknowledged data was lost; in limbo until it is copied again", partition.name)
+        node.counters["limbo"] += 1
+        partition.carry_out(partition.replica.enter_limbo())
+    for partition in node.partitions.values():
+        partition.carry_out(partition.replica.on_restart())
+        if not storage.was_stopped_cleanly and partition.replica.memory_epoch_open():  # P-37
+            partition.carry_out(partition.replica.enter_limbo_of([partition.replica.state.opened]))
+
+    def tables() -> Sequence[tuple[str, bytes]]:
+        return [(table_key(p.id), encode(p.replica.table.snapshot())) for p in node.partitions.values() if p.replica.table.position]
+
+    storage.at_checkpoint(tables)
+
+
+def _table(storage: Storage, partition: PartitionId) -> IdempotenceTable | None:
+    value = storage.states().get(table_key(partition))
+    return IdempotenceTable.restore(decode_value(TableSnapshot, value)) if value is not None else None
+
+
+def _partitions_of(lost: Sequence[Lost], known: dict[PartitionId, Partition]) -> set[PartitionId]:
+    """Whose data or promises may be gone (P-29)."""
+    found: set[PartitionId] = set()
+    for each in lost:
+        if isinstance(each, LostBatches):
+            found.add(each.partition)
+        elif isinstance(each, LostState) and each.key.startswith(REPLICA_PREFIX):
+            found.add(bytes.fromhex(each.key.removeprefix(REPLICA_PREFIX)))
+        elif isinstance(each, LostUnknown):
+            return set(known)
+    return found
+
+
+async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Callable[[], None]) -> None:
+    config, storage, nursery = node.config, node.storage, node.nursery
+    acceptor = LocalAcceptor(storage, new_incarnation=node.clock.token)
+
+    async def request(broker: str, message: Message, timeout_s: float) -> AnyMessage:
+        return await node.peers.request(broker, message, timeout_s)
+
+    node.registers = Registers(local=acceptor, request=request, nursery=nursery, start=node.clock.token(), jitter=node.clock.random)
+    readmissions = Readmissions(registers=node.registers, local=acceptor, nursery=nursery)
+    successions = Successions(node)
+    node.take_over_here = successions.take_over_here
+    router = BrokerRouter(node, acceptor, readmissions, successions, stop)
+    node.peers = Peers(
+        config,
+        node.identity,
+        network,
+        software=SOFTWARE,
+        deliver=router.deliver_from_peer,
+        after_chunk=node.flush,
+        connected=router.peer_connected,
+        suspected=successions.on_suspected,
+    )
+    for voter in node.identity.first_voters.voters:
+        node.peers.learn(voter.broker, voter.host, voter.port)
+    node.registers.subscribe("broker/", lambda key, value: _learn_broker(node, value))
+    server = Server(config, node.identity, router, software=SOFTWARE, heard=node.peers.heard, lost=node.peers.incoming_lost)
+    listener = await network.listen(config.host, config.port)
+    if config.listens_beyond_loopback:
+        log.warning("listening on %s, beyond this machine: there is no authentication yet; whoever reaches the port can read and write", config.host)
+    nursery.start_soon(server.run, listener, name="server")
+    nursery.start_soon(node.peers.run, name="peers")
+    host, port = config.address
+    register = BrokerRegister(node.broker, node.me.incarnation, host, port, config.rack, node.identity.starts)
+    async with trio.open_nursery() as joining:
+
+        async def join() -> None:
+            await join_cluster(registers=node.registers, local=acceptor, register=register, bootstrap=lambda: [p.broker for p in node.peers])
+            joining.cancel_scope.cancel()
+
+        joining.start_soon(join)
+        await stop.event.wait()
+    if stop.event.is_set():
+        return
+    node.state = "serving"
+    nursery.start_soon(node.tell_watermarks, WATERMARK_INTERVAL_S, name="watermarks")
+    nursery.start_soon(successions.run, name="successions")
+    nursery.start_soon(Refills(node).run, name="refills")
+    nursery.start_soon(_learn, node, successions, name="learn")
+    on_serving()
+    await stop.event.wait()
+    node.state = "stopping"
+    with trio.move_on_after(config.stop_timeout_s):
+        await successions.hand_over_all()
+        for partition in list(node.partitions.values()):
+            if partition.sequencing is not None:
+                partition.sequencing.retire("the broker stops")
+        await server.drain()
+
+
+def _learn_broker(node: Node, value: bytes) -> None:
+    register = decode_value(BrokerRegister, value)
+    node.peers.learn(register.broker, register.host, register.port)
+
+
+async def _learn(node: Node, successions: Successions) -> None:
+    """After a start: what became of the partitions here meanwhile, and where the other brokers are."""
+    limiter = trio.CapacityLimiter(LEARN_AT_ONCE)
+
+    async def learn(partition: Partition) -> None:
+        async with limiter:
+            with suppress(UnavailableError):
+                await successions.learn(partition)
+
+    async with trio.open_nursery() as nursery:
+        for partition in list(node.partitions.values()):
+            nursery.start_soon(learn, partition)
+    with suppress(UnavailableError):
+        for key in await node.registers.list(broker_key("")):
+            await node.registers.get(key)
+
+
+def main(config: BrokerConfig) -> int:
+    """The broker process. Returns the exit code; every error is one line that says what to do."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(message)s")
+    try:
+        storage = DiskStorage.open(
+            Path(config.data_directory),
+            broker=config.broker,
+            journal_file_bytes=config.journal_file_bytes,
+            log_file_bytes=config.log_file_bytes,
+            cache_bytes=config.cache_bytes,
+            flush_bytes=config.flush_bytes,
+            flush_interval_s=config.flush_interval_s,
+            reserve_bytes=config.reserve_bytes,
+        )
+        trio.run(_process, config, storage)
+    except (StreamqError, StorageFailedError, KeyboardInterrupt) as error:
+        return _report(error, config)
+    except BaseExceptionGroup as group:
+        first = _first(group)
+        if not isinstance(first, (StreamqError, StorageFailedError, KeyboardInterrupt)):
+            raise
+        return _report(first, config)
+    return 0
+
+
+async def _process(config: BrokerConfig, storage: Storage) -> None:
+    stop = Stopping()
+
+    async def on_signal() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                stop()
+
+    def serving() -> None:
+        host, port = config.address
+        print(f"streamq broker {config.broker} serving on {host}:{port} (pid {os.getpid()})", file=sys.stderr, flush=True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(on_signal)
+        await run_broker(config, storage, TcpNetwork(), SystemClock(), stop=stop, on_serving=serving)
+        nursery.cancel_scope.cancel()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _report(error: BaseException, config: BrokerConfig) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, StreamqError):
+        hint = f"\n  {error.hint}" if error.hint else ""
+        print(f"streamq: broker {config.broker} cannot serve [{error.code}]: {error}{hint}", file=sys.stderr)
+        return error.exit_code
+    print(f"streamq: the storage failed, so this broker stops; nothing more is acked: {error}", file=sys.stderr)
+    return 1

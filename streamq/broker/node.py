@@ -1,0 +1,144 @@
+"""What the parts of one broker share: who it is, its storage, registers and peers, its partitions, and what waits for the next flush."""
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from streamq.broker.config import BrokerConfig
+from streamq.broker.peers import Peer, Peers
+from streamq.broker.registers import Registers
+from streamq.broker.session import Session
+from streamq.model.ids import Member, PartitionId
+from streamq.model.limits import IN_FLIGHT_BYTES_MAX
+from streamq.model.registers import PartitionRegister
+from streamq.storage.interface import Identity, Storage
+
+if TYPE_CHECKING:
+    from streamq.broker.partition import Partition
+
+__all__ = ["Clock", "Node"]
+
+log = logging.getLogger(__name__)
+
+
+class Clock(Protocol):
+    """Wall time and randomness, behind an interface so that a simulation owns both."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+
+    def random(self) -> float:
+        """In [0, 1)."""
+
+    def token(self) -> bytes:
+        """16 random bytes, never the same twice."""
+
+
+class TakeOverHere(Protocol):
+    def __call__(self, topic: str, index: int, epoch: int, why: str) -> Awaitable[PartitionRegister]:
+        """Takes the partition over on this broker if `epoch` is still open; the register afterwards, whoever won. Raises StreamqError."""
+
+
+class Node:
+    """One broker. Everything here belongs to its event loop; `registers` and `peers` are set by `app` before anything runs."""
+
+    registers: Registers
+    peers: Peers
+    take_over_here: "TakeOverHere"
+
+    def __init__(self, config: BrokerConfig, storage: Storage, clock: Clock, nursery: trio.Nursery) -> None:
+        self.config = config
+        self.storage = storage
+        self.clock = clock
+        self.nursery = nursery
+        self.partitions: dict[PartitionId, Partition] = {}
+        self.counters: Counter[str] = Counter()
+        self.state = "starting"
+        self.in_flight_bytes = 0
+        self._room = trio.Event()
+        self._sessions: set[Session] = set()
+        self._peers_touched: set[Peer] = set()
+        self._untold: set[Partition] = set()
+        self._tell = trio.Event()
+
+    @property
+    def identity(self) -> Identity:
+        return self.storage.identity
+
+    @property
+    def broker(self) -> str:
+        return self.storage.identity.broker
+
+    @property
+    def me(self) -> Member:
+        identity = self.storage.identity
+        return Member(identity.broker, identity.incarnation)
+
+    def by_place(self, topic: str, index: int) -> "Partition | None":
+        """The partition of that name that lives here and was not deleted."""
+        return next((p for p in self.partitions.values() if p.replica.state.topic == topic and p.replica.state.index == index), None)
+
+    # --- gathering and flushing
+
+    def touch(self, session: Session) -> None:
+        """This session has outcomes to send at the next flush."""
+        self._sessions.add(session)
+
+    def touch_peer(self, peer: Peer) -> None:
+        self._peers_touched.add(peer)
+
+    def flush(self) -> None:
+        """Ends every synchronous step that may have gathered something: after a receive, after a group commit."""
+        while self._peers_touched:
+            self._peers_touched.pop().flush()
+        while self._sessions:
+            self._sessions.pop().flush()
+
+    def watermark_moved(self, partition: "Partition") -> None:
+        """To be told to the other replicas, unless a store carries it first (4.5)."""
+        if not self._untold:
+            self._tell.set()
+        self._untold.add(partition)
+
+    async def tell_watermarks(self, interval_s: float) -> None:
+        """Tells watermarks that nothing else has carried for `interval_s`, until cancelled."""
+        while True:
+            await self._tell.wait()
+            await trio.sleep(interval_s)
+            self._tell = trio.Event()
+            untold, self._untold = self._untold, set()
+            for partition in untold:
+                if partition.sequencing is not None:
+                    partition.sequencing.tell_watermark()
+            self.flush()
+
+    # --- back-pressure
+
+    def took(self, size: int) -> None:
+        """Bytes of a batch that were taken from a producer and are not answered yet."""
+        self.in_flight_bytes += size
+
+    def answered(self, size: int) -> None:
+        self.in_flight_bytes -= size
+        if self.in_flight_bytes < IN_FLIGHT_BYTES_MAX:
+            self._room.set()
+
+    def gate(self) -> trio.Event | None:
+        """What a client's reader waits for while too much is in flight."""
+        if self.in_flight_bytes < IN_FLIGHT_BYTES_MAX:
+            return None
+        if self._room.is_set():
+            self._room = trio.Event()
+        return self._room
+
+    # --- durable
+
+    def on_durable(self, tokens: list[object]) -> None:
+        """One call for each group commit; every token is a callable."""
+        for token in tokens:
+            assert callable(token)
+            token()
+        self.flush()

@@ -1,0 +1,283 @@
+"""The runner of one replica: carries out the effects of its core, reads for consumers and peers, repairs damaged ranges."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from streamq.broker.node import Node
+from streamq.broker.subscription import Subscription
+from streamq.log.effects import Advanced, Alarm, Cut, Effect, Persist, Reply
+from streamq.log.idempotence import IdempotenceTable
+from streamq.log.replica import Readable, Replica, Unreadable
+from streamq.log.replica_state import ReplicaState
+from streamq.model.batches import Batch
+from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, StreamqError, UnavailableError
+from streamq.model.ids import PartitionId, short
+from streamq.model.limits import COPY_BYTES_MAX
+from streamq.model.messages import Copied, Copy, Message
+from streamq.model.registers import PartitionRegister, Segment
+from streamq.storage.interface import DamagedRangeError
+from streamq.wire.batch_format import BadBatchError, split_batches
+from streamq.wire.codec import encode
+
+if TYPE_CHECKING:
+    from streamq.broker.sequencing import Sequencing
+
+__all__ = ["Answered", "Partition", "replica_key", "table_key", "unknown_partition"]
+
+log = logging.getLogger(__name__)
+
+FOLD_BATCHES: Final = 4_096
+"""Headers read at a time when the idempotence table has to catch up."""
+REPAIRS_PER_READ_MAX: Final = 64
+"""Damaged ranges mended during one read; a disk that is worse than that is for an operator."""
+
+
+def replica_key(partition: PartitionId) -> str:
+    return f"replica/{partition.hex()}"
+
+
+def table_key(partition: PartitionId) -> str:
+    return f"table/{partition.hex()}"
+
+
+class Partition:
+    """Owns the `Replica` of one partition on this broker, and its sequencing while this broker is the sequencer.
+
+    Whoever calls a method of `replica` that returns effects gives them to `carry_out` before anything else happens to this partition.
+    """
+
+    def __init__(self, node: Node, state: ReplicaState, table: IdempotenceTable | None = None) -> None:
+        self.node = node
+        self.id = state.id
+        self.replica = Replica(node.me, state, node.storage.runs(state.id), table)
+        self.sequencing: Sequencing | None = None
+        self.subscriptions: set[Subscription] = set()
+        self.busy: set[str] = set()
+        """Names of the long jobs under way for this partition, so that each runs once."""
+        self.changed = trio.Event()
+        self._mending: dict[tuple[int, int], trio.Event] = {}
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    @property
+    def name(self) -> str:
+        state = self.replica.state
+        return f"{state.topic}/{state.index}" if state.topic else f"partition {short(self.id)}"
+
+    @property
+    def open_segment(self) -> Segment | None:
+        """The newest segment that this replica knows of, if it is open as far as told."""
+        chain = self.replica.state.chain
+        return chain[-1] if chain and chain[-1].is_open else None
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        storage = self.node.storage
+        for effect in effects:
+            if isinstance(effect, Persist):
+                states = () if effect.state is None else ((replica_key(self.id), encode(effect.state)),)
+                storage.append(effect.batches, states, partial(self._durable, effect), sync=effect.sync)
+                if effect.state is not None:
+                    self._state_changed()
+            elif isinstance(effect, Reply):
+                to = effect.to
+                assert callable(to)
+                to(effect.message, effect.batches)
+            elif isinstance(effect, Advanced):
+                for subscription in self.subscriptions:
+                    subscription.wake()
+            elif isinstance(effect, Cut):
+                storage.cut(effect.partition, effect.epoch, effect.end)
+                self.node.counters["cuts"] += 1
+            elif isinstance(effect, Alarm):
+                log.error("%s: ALARM: %s", self.name, effect.reason)
+                self.node.counters["alarms"] += 1
+
+    def _durable(self, persist: Persist) -> None:
+        self.carry_out(self.replica.on_durable(persist))
+
+    def _state_changed(self) -> None:
+        """Wakes who waits for another epoch, and retires a sequencer whose epoch is over (P-14)."""
+        self.changed.set()
+        self.changed = trio.Event()
+        sequencing = self.sequencing
+        if sequencing is not None and self.replica.state.opened > sequencing.epoch:
+            sequencing.retire("a newer epoch was opened")
+
+    def learn(self, register: PartitionRegister) -> None:
+        """A completed change or quorum read returned this register."""
+        if register.id == self.id and not register.deleted:
+            self.carry_out(self.replica.on_learn(register))
+
+    # --- reading
+
+    async def read(self, offset: int, *, max_bytes: int) -> list[Batch]:
+        """Readable batches from the one that contains `offset` on (P-23); [] if there are none yet.
+
+        Raises OffsetError (trimmed), UnavailableError `not_replica` (this replica lacks what others have), CorruptDataError when a damaged
+        range cannot be mended now. Cancellation leaves a repair that was begun to finish another time.
+        """
+        readable = self.replica.readable(offset)
+        if readable is Unreadable.AHEAD:
+            return []
+        if readable is Unreadable.TRIMMED:
+            start = self.replica.state.start_offset
+            raise OffsetError(
+                f"offset {offset} of {self.name} is trimmed; the log starts at {start}", code="offset_trimmed", hint=f"start at {start} or later"
+            )
+        if readable is Unreadable.LACKING:
+            raise UnavailableError(f"broker {self.node.broker} does not hold offset {offset} of {self.name} yet", code="not_replica")
+        assert isinstance(readable, Readable)
+        batches = await self.read_epoch(readable.epoch, offset, max_bytes=max_bytes)
+        return [batch for batch in batches if batch.end <= readable.limit]
+
+    async def read_epoch(self, epoch: int, offset: int, *, max_bytes: int) -> list[Batch]:
+        """Batches of one epoch as they lie here, checked; damaged ranges are copied again from other replicas first (P-30)."""
+        storage = self.node.storage
+        recent = storage.recent(self.id, epoch, offset, max_bytes=max_bytes)
+        if recent is not None:
+            return recent
+        for _ in range(REPAIRS_PER_READ_MAX):
+            try:
+                return await storage.read(self.id, epoch, offset, max_bytes=max_bytes)
+            except DamagedRangeError as damage:
+                if damage.base > offset:
+                    limit = damage.base
+                    whole = await self._read_below(epoch, offset, limit, max_bytes)
+                    if whole:
+                        return whole
+                await self._mend(damage)
+        raise CorruptDataError(f"{self.name} has too many damaged ranges from offset {offset} on", code="data_damaged")
+
+    async def _read_below(self, epoch: int, offset: int, limit: int, max_bytes: int) -> list[Batch]:
+        """What is good before a damaged range, in smaller bites."""
+        try:
+            batches = await self.node.storage.read(self.id, epoch, offset, max_bytes=min(max_bytes, 1))
+        except DamagedRangeError:
+            return []
+        return [batch for batch in batches if batch.end <= limit]
+
+    async def copy(self, copy: Copy) -> tuple[Copied, list[Batch]]:
+        """The answer to a peer that copies: durable batches only, whatever their epoch's state."""
+        tail = self.replica.local_tail(copy.epoch)
+        if tail is None or self.replica.in_limbo(copy.epoch) or copy.offset >= min(tail, copy.end):
+            return Copied(copy.epoch, copy.offset if tail is None else min(tail, copy.offset)), []
+        batches = await self.read_epoch(copy.epoch, copy.offset, max_bytes=COPY_BYTES_MAX)
+        return Copied(copy.epoch, tail), [batch for batch in batches if batch.end <= min(tail, copy.end)]
+
+    async def fetch(self, source: str, epoch: int, offset: int, end: int) -> list[Batch]:
+        """Batches `[offset, …)` of an epoch from another replica, checked again here. [] if it has none; raises StreamqError."""
+        node = self.node
+        frame = await node.peers.request_frame(source, Copy(self.id, epoch, offset, end), 2 * node.config.request_timeout_s)
+        try:
+            batches = list(split_batches(frame.payload))
+        except BadBatchError as error:
+            raise CorruptDataError(f"broker {source} sent a bad batch: {error}", code="data_damaged") from None
+        expected = offset
+        for batch in batches:
+            header = batch.header
+            if header.partition != self.id or header.epoch != epoch or (header.base != expected and batch is not batches[0]) or batch.end > end:
+                raise CorruptDataError(f"broker {source} sent a batch of another place", code="data_damaged")
+            expected = batch.end
+        return batches
+
+    def holders(self, epoch: int) -> list[str]:
+        """Other brokers that may hold data of this epoch, those that are alive first."""
+        segment = self.replica.state.segment(epoch)
+        others = [m.broker for m in segment.replicas if m.broker != self.node.broker] if segment else []
+        return sorted(others, key=lambda broker: not self.node.peers.is_alive(broker))
+
+    async def _mend(self, damage: DamagedRangeError) -> None:
+        """Copies a damaged range again, byte for byte; raises the damage when no other replica can give it."""
+        key = (damage.epoch, damage.base)
+        if key in self._mending:
+            await self._mending[key].wait()
+            return
+        done = self._mending[key] = trio.Event()
+        try:
+            log.warning("%s: %s", self.name, damage)
+            self.node.counters["damaged_ranges"] += 1
+            self.carry_out(self.replica.on_damaged(damage.epoch, damage.base, damage.end))
+            await self._restore(damage)
+            self.carry_out(self.replica.on_restored(damage.epoch, damage.base, damage.end))
+            self.node.counters["mended_ranges"] += 1
+            log.warning("%s: offsets %d to %d were copied again", self.name, damage.base, damage.end - 1)
+        finally:
+            del self._mending[key]
+            done.set()
+
+    async def _restore(self, damage: DamagedRangeError) -> None:
+        offset = damage.base
+        while offset < damage.end:
+            batches: list[Batch] = []
+            for source in self.holders(damage.epoch):
+                try:
+                    batches = await self.fetch(source, damage.epoch, offset, damage.end)
+                except StreamqError as error:
+                    log.info("%s: %s cannot give offset %d: %s", self.name, source, offset, error)
+                if batches and batches[0].base == offset:
+                    break
+                batches = []
+            if not batches:
+                raise damage
+            await self.node.storage.restore(self.id, damage.epoch, batches)
+            offset = batches[-1].end
+
+    # --- idempotence
+
+    async def fold(self) -> None:
+        """Brings the idempotence table up to what is committed here (P-34); returns when it can go no further."""
+        while (needed := self.replica.fold_needed()) is not None:
+            epoch, offset = needed
+            try:
+                headers = await self.node.storage.headers(self.id, epoch, offset, max_batches=FOLD_BATCHES)
+            except DamagedRangeError as damage:
+                await self._mend(damage)
+                continue
+            if not headers:
+                return
+            self.replica.on_headers(epoch, headers)
+
+    def drop(self) -> None:
+        """The topic is deleted: everything of this partition goes."""
+        for subscription in list(self.subscriptions):
+            subscription.scope.cancel()
+        if self.sequencing is not None:
+            self.sequencing.retire("the topic was deleted")
+        self.node.storage.append((), ((replica_key(self.id), None),), nothing)
+        self.node.storage.drop(self.id)
+        self.node.partitions.pop(self.id, None)
+
+
+def nothing() -> None:
+    """The token of a write that nobody waits for."""
+
+
+class Answered:
+    """A reply handle for a request that this broker makes to itself: `await` its message."""
+
+    __slots__ = ("_event", "_message")
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._message: Message | None = None
+
+    def __call__(self, message: Message, batches: Sequence[Batch] = ()) -> None:
+        self._message = message
+        self._event.set()
+
+    async def message(self) -> Message:
+        await self._event.wait()
+        assert self._message is not None
+        return self._message
+
+
+
+def unknown_partition(partition: PartitionId) -> NotFoundError:
+    return NotFoundError(
+        f"no partition {short(partition)} here", code="unknown_partition", hint="its topic was deleted, or this broker holds no replica of it"
+    )

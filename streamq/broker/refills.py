@@ -1,0 +1,110 @@
+"""Copies what this broker should hold of closed segments and does not (P-22, P-29), throttled, and then has it named as their holder."""
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from streamq.log.replica import Wanted
+from streamq.metadata.changes import name_holder
+from streamq.model.errors import StreamqError, UnavailableError
+from streamq.model.registers import PartitionRegister, Segment, partition_key
+
+if TYPE_CHECKING:
+    from streamq.broker.node import Node
+    from streamq.broker.partition import Partition
+
+__all__ = ["Refills"]
+
+log = logging.getLogger(__name__)
+
+CHECK_INTERVAL_S: Final = 0.3
+COPIES_AT_ONCE: Final = 2
+PAUSE_S: Final = 0.004
+"""Between two pieces, so that copying leaves the foreground its share."""
+DURABLE_S: Final = 10.0
+
+
+class Refills:
+    def __init__(self, node: "Node") -> None:
+        self.node = node
+        self._limiter = trio.CapacityLimiter(COPIES_AT_ONCE)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await trio.sleep(CHECK_INTERVAL_S)
+            if self.node.state != "serving":
+                continue
+            for partition in list(self.node.partitions.values()):
+                if "refill" not in partition.busy and self._is_due(partition):
+                    partition.busy.add("refill")
+                    self.node.nursery.start_soon(self._refill, partition, name=f"refill {partition.name}")
+
+    def _is_due(self, partition: "Partition") -> bool:
+        replica = partition.replica
+        return replica.state.limbo_everywhere or replica.wanted() is not None or bool(replica.renames()) or replica.fold_needed() is not None
+
+    async def _refill(self, partition: "Partition") -> None:
+        try:
+            async with self._limiter:
+                await self._read_limbo(partition)
+                while (wanted := partition.replica.wanted()) is not None:
+                    await self._copy(partition, wanted)
+                for segment in partition.replica.renames():
+                    await self._rename(partition, segment)
+                await partition.fold()
+        except StreamqError as error:
+            log.info("%s: refilling paused: %s", partition.name, error)
+            await trio.sleep(CHECK_INTERVAL_S)
+        finally:
+            partition.busy.discard("refill")
+
+    async def _read_limbo(self, partition: "Partition") -> None:
+        """P-29: what was lost belongs to the epochs that the register names, by a quorum read begun now."""
+        state = partition.replica.state
+        if not state.limbo_everywhere:
+            return
+        register = await self._register_of(partition)
+        partition.carry_out(partition.replica.on_limbo_read(register))
+        log.warning("%s: in limbo for epochs %s", partition.name, list(partition.replica.state.limbo))
+
+    async def _register_of(self, partition: "Partition") -> PartitionRegister:
+        """By name, or by looking through all partitions if even the name was lost."""
+        registers, state = self.node.registers, partition.replica.state
+        keys = [partition_key(state.topic, state.index)] if state.topic else await registers.list("partition/")
+        for key in keys:
+            register = await registers.get_as(PartitionRegister, key)
+            if register is not None and register.id == partition.id and not register.deleted:
+                return register
+        raise UnavailableError(f"no register names {partition.name}", code="unavailable")
+
+    async def _copy(self, partition: "Partition", wanted: Wanted) -> None:
+        sources = sorted(wanted.holders, key=lambda broker: not self.node.peers.is_alive(broker))
+        for source in sources:
+            try:
+                batches = await partition.fetch(source, wanted.epoch, wanted.offset, wanted.end)
+            except StreamqError as error:
+                log.info("%s: copying epoch %d from %s: %s", partition.name, wanted.epoch, source, error)
+                continue
+            if not batches:
+                continue
+            partition.carry_out(partition.replica.on_copied(wanted.epoch, batches))
+            self.node.counters["copied_bytes"] += sum(batch.size for batch in batches)
+            with trio.move_on_after(DURABLE_S):
+                while (now := partition.replica.wanted()) is not None and (now.epoch, now.offset) == (wanted.epoch, wanted.offset):
+                    await trio.sleep(PAUSE_S)
+                return
+        raise UnavailableError(
+            f"no replica can give epoch {wanted.epoch} from offset {wanted.offset} on (asked: {', '.join(sources) or 'nobody'})", code="unavailable"
+        )
+
+    async def _rename(self, partition: "Partition", segment: Segment) -> None:
+        state, me = partition.replica.state, self.node.me
+        gone = segment.member(me.broker)
+        if gone is None or gone == me:
+            return
+        change = name_holder(state.topic, state.index, partition=partition.id, epoch=segment.epoch, gone=gone, holder=me)
+        register = await self.node.registers.change_as(PartitionRegister, partition_key(state.topic, state.index), change)
+        partition.learn(register)
+        log.info("%s: holder of epoch %d again", partition.name, segment.epoch)

@@ -1,0 +1,298 @@
+"""This broker as the sequencer of one open epoch: batches in, stores out to every replica, acks back, and followers that lag fed from storage."""
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from streamq.broker.session import Session
+from streamq.log.sequencer import Acked, Assigned, Duplicate, Progress, Refused, Sequencer, Waiting
+from streamq.model.batches import Batch
+from streamq.model.errors import StreamqError
+from streamq.model.ids import Member
+from streamq.model.limits import COPY_BYTES_MAX
+from streamq.model.messages import Ack, Nack, Open, Stored, StoredRun, StoreRun, Tip, TipAnswer
+from streamq.model.registers import PartitionRegister
+from streamq.wire.batch_format import stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamq.broker.partition import Partition
+    from streamq.broker.peers import Peer
+    from streamq.model.messages import Message
+
+__all__ = ["Sequencing", "Ticket"]
+
+log = logging.getLogger(__name__)
+
+FEED_BYTES: Final = COPY_BYTES_MAX // 4
+"""What a lagging follower is sent before its next report is awaited: its catching up never fills the queues of the foreground."""
+FEED_STALL_S: Final = 2.0
+STALL_CHECK_S: Final = 1.0
+FEED_PAUSE_S: Final = 0.05
+
+
+class Ticket:
+    """Who waits for the outcome of one batch."""
+
+    __slots__ = ("number", "session", "size")
+
+    def __init__(self, session: Session, number: int, size: int) -> None:
+        self.session = session
+        self.number = number
+        self.size = size
+
+
+class Follower:
+    """Another replica of the epoch. `is_live`: it is sent each batch as it is assigned; else a feeder sends from storage (or waits for it to come back)."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.is_live = False
+        self.is_feeding = False
+        self.tail = 0
+        self.reported = trio.Event()
+        self.stalled_tail = -1
+
+
+class Sequencing:
+    """Invariant: a batch is stamped once, and given to the own replica before any other sees it; each live follower has been sent everything so far."""
+
+    def __init__(self, partition: "Partition", register: PartitionRegister) -> None:
+        self.partition = partition
+        self.node = partition.node
+        self.register = register
+        self.segment = register.last
+        self.epoch = self.segment.epoch
+        self.core = Sequencer(partition=partition.id, segment=self.segment, table=partition.replica.table)
+        self.is_retired = False
+        self.wants_new_epoch = False
+        """A replica is gone for this epoch (P-22)."""
+        self._carried = self.core.high_watermark
+        self._scope = trio.CancelScope()
+        self.followers = {m.broker: Follower(m) for m in self.segment.replicas if m.broker != self.node.broker}
+        for follower in self.followers.values():
+            follower.tail = self.segment.base
+
+    def start(self) -> None:
+        """Sends `Open` to every other replica and serves. The own replica has opened the epoch already."""
+        for follower in self.followers.values():
+            peer = self.node.peers.get(follower.member.broker)
+            if peer is not None and peer.member == follower.member and peer.channel is not None:
+                peer.channel.send(Open(self.register))
+                follower.is_live = True
+        self.node.nursery.start_soon(self._watch, name=f"followers of {self.partition.name}")
+
+    # --- producing
+
+    def produce(self, session: Session, number: int, batch: Batch) -> None:
+        """One batch whose checksums hold. Its outcome goes to the session, now or later."""
+        node, partition = self.node, self.partition
+        refusal = node.storage.refusal()
+        if refusal is not None:
+            session.nacks.append(Nack(number, "disk_full", refusal, ""))
+            node.touch(session)
+            return
+        ticket = Ticket(session, number, batch.size)
+        result = self.core.on_produce(batch.header, ticket, node.clock.now_ms())
+        if isinstance(result, Assigned):
+            node.took(ticket.size)
+            stamped = stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time)
+            self._store(stamped)
+        elif isinstance(result, Duplicate):
+            base = result.base if result.base is not None else 0
+            session.acks.append(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable))
+            node.touch(session)
+            node.counters["duplicates"] += 1
+        elif isinstance(result, Refused):
+            session.nacks.append(Nack(number, result.code, result.message, self._hint() if result.code == "not_sequencer" else ""))
+            node.touch(session)
+        else:
+            assert isinstance(result, Waiting)
+            node.took(ticket.size)
+            node.counters["duplicates"] += 1
+
+    @property
+    def _durable(self) -> bool:
+        return self.segment.durability == "fsync"
+
+    def _hint(self) -> str:
+        opened = self.partition.open_segment
+        return opened.sequencer if opened is not None and opened.epoch > self.epoch else ""
+
+    def _store(self, batch: Batch) -> None:
+        partition, core = self.partition, self.core
+        run = StoreRun(partition.id, self.epoch, core.high_watermark, 1)
+        batches = (batch,)
+        partition.carry_out(partition.replica.on_store(run, batches, self._own_report))
+        for follower in self.followers.values():
+            if follower.is_live:
+                self._send(follower, batches)
+        self._carried = core.high_watermark
+
+    def _send(self, follower: Follower, batches: "Sequence[Batch]") -> None:
+        peer = self.node.peers.get(follower.member.broker)
+        if peer is None or not peer.has_room or peer.member != follower.member:
+            follower.is_live = False
+            return
+        peer.store(self.partition.id, self.epoch, self.core.high_watermark, batches)
+        self.node.touch_peer(peer)
+
+    def tell_watermark(self) -> None:
+        """To the live followers, if no store has carried it since it moved."""
+        if self._carried < self.core.high_watermark and not self.is_retired:
+            self._carried = self.core.high_watermark
+            for follower in self.followers.values():
+                if follower.is_live:
+                    self._send(follower, ())
+
+    # --- reports
+
+    def _own_report(self, message: "Message", batches: "Sequence[Batch]" = ()) -> None:
+        assert isinstance(message, Stored)
+        for run in message.runs:
+            self.on_stored(self.node.me, run)
+
+    def on_stored(self, member: Member, run: StoredRun) -> None:
+        """A report of one replica, the own one included; `member` is who speaks on the connection (P-10)."""
+        if run.epoch != self.epoch or self.is_retired:
+            return
+        progress = self.core.on_stored(member, run)
+        follower = self.followers.get(member.broker)
+        if follower is not None and follower.member == member and run.state == "stored":
+            follower.tail = max(follower.tail, run.local_tail)
+            follower.reported.set()
+        self._follow(progress)
+        if follower is not None and (progress.resend_from is not None or progress.open_again):
+            follower.is_live = False
+            self.feed(follower)
+        if progress.gone:
+            self.wants_new_epoch = True
+
+    def _follow(self, progress: Progress) -> None:
+        for acked in progress.acks:
+            self._ack(acked)
+        if progress.advanced:
+            # The own replica learns the watermark as any other does, but at once: its readers are the first to be served.
+            run = StoreRun(self.partition.id, self.epoch, self.core.high_watermark, 0)
+            self.partition.carry_out(self.partition.replica.on_store(run, (), self._own_report))
+            self.node.watermark_moved(self.partition)
+        for ticket in progress.unknown:
+            assert isinstance(ticket, Ticket)
+            self._nack(ticket, "unknown_outcome", "the epoch ended before this batch was acked; a retry finds out")
+        if self.core.phase is self.core.phase.STOPPED and not self.is_retired:
+            self.retire("the epoch was sealed")
+
+    def _ack(self, acked: Acked) -> None:
+        ticket = acked.ticket
+        assert isinstance(ticket, Ticket)
+        self.node.answered(ticket.size)
+        ticket.session.acks.append(
+            Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), self._durable)
+        )
+        self.node.touch(ticket.session)
+
+    def _nack(self, ticket: Ticket, code: str, message: str) -> None:
+        self.node.answered(ticket.size)
+        ticket.session.nacks.append(Nack(ticket.number, code, message, self._hint()))
+        self.node.touch(ticket.session)
+
+    def retire(self, why: str) -> None:
+        """Stops assigning for good (P-14); what was assigned and not acked is answered as unknown."""
+        if self.is_retired:
+            return
+        self.is_retired = True
+        log.info("%s: no longer sequencer of epoch %d: %s", self.partition.name, self.epoch, why)
+        self._scope.cancel()
+        self._follow(self.core.stop())
+        if self.partition.sequencing is self:
+            self.partition.sequencing = None
+        self.node.flush()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Begins a handoff (P-21) and waits until everything assigned is acked; False when that took too long."""
+        self.core.begin_handoff()
+        with trio.move_on_after(timeout_s):
+            while not self.core.is_drained and not self.is_retired:
+                await trio.sleep(0.002)
+        return self.core.is_drained
+
+    # --- followers
+
+    def peer_connected(self, peer: "Peer") -> None:
+        follower = self.followers.get(peer.broker)
+        if follower is None:
+            return
+        if peer.member != follower.member:
+            self.wants_new_epoch = True  # back with another incarnation: gone for this epoch (P-22)
+        else:
+            follower.is_live = False
+            self.feed(follower)
+
+    def feed(self, follower: Follower) -> None:
+        """Starts a feeder for a follower that is not live, unless one runs."""
+        if not follower.is_feeding and not self.is_retired:
+            follower.is_feeding = True
+            self.node.nursery.start_soon(self._feed, follower, name=f"feed {follower.member.broker} {self.partition.name}")
+
+    async def _feed(self, follower: Follower) -> None:
+        try:
+            await self._catch_up(follower)
+        except StreamqError as error:
+            log.info("%s: feeding %s paused: %s", self.partition.name, follower.member.broker, error)
+        finally:
+            follower.is_feeding = False
+
+    async def _catch_up(self, follower: Follower) -> None:
+        node, partition = self.node, self.partition
+        broker = follower.member.broker
+        peer = node.peers.get(broker)
+        if peer is None or peer.channel is None or peer.member != follower.member:
+            return  # `peer_connected` begins again
+        timeout_s = 2 * node.config.request_timeout_s
+        channel = peer.channel
+        await channel.request(Open(self.register), timeout_s=timeout_s)
+        answer = (await channel.request(Tip(partition.id, self.epoch, self.segment.base), timeout_s=timeout_s)).message
+        if not isinstance(answer, TipAnswer) or answer.sealed or answer.limbo:
+            self.wants_new_epoch = self.wants_new_epoch or (isinstance(answer, TipAnswer) and answer.limbo)
+            return
+        offset = answer.local_tail
+        if offset > max(follower.tail, self.segment.base):
+            offset -= 1  # its report was lost: a repeated batch brings another
+        node.counters["catch_ups"] += 1
+        while peer.channel is channel and not self.is_retired:
+            batches = await partition.read_epoch(self.epoch, offset, max_bytes=FEED_BYTES) if offset < self.core.next_offset else []
+            if not batches:
+                follower.is_live = offset >= self.core.next_offset
+                return
+            if not peer.has_room:
+                await trio.sleep(FEED_PAUSE_S)
+                continue
+            peer.store(partition.id, self.epoch, self.core.high_watermark, batches)
+            peer.flush()
+            offset = batches[-1].end
+            if offset >= self.core.next_offset:
+                follower.is_live = True  # no await since the last batch was read: nothing was assigned in between
+                return
+            with trio.move_on_after(FEED_STALL_S) as waited:
+                while follower.tail < offset:
+                    follower.reported = trio.Event()
+                    await follower.reported.wait()
+            if waited.cancelled_caught:
+                return  # `_watch` begins again
+
+    async def _watch(self) -> None:
+        """Finds followers that should have reported more by now, whatever was lost on the way."""
+        with self._scope:
+            while not self.is_retired:
+                await trio.sleep(STALL_CHECK_S)
+                for follower in self.followers.values():
+                    peer = self.node.peers.get(follower.member.broker)
+                    if peer is None or peer.channel is None or follower.is_feeding:
+                        continue
+                    behind = follower.tail < self.core.next_offset
+                    if not follower.is_live or (behind and follower.tail == follower.stalled_tail):
+                        follower.is_live = False
+                        self.feed(follower)
+                    follower.stalled_tail = follower.tail if behind else -1

@@ -1,0 +1,253 @@
+"""When this broker takes a partition over, or has it taken over (P-19 to P-22). Only liveness depends on what is decided here."""
+
+import logging
+from typing import Final
+
+import trio
+
+from streamq.broker.node import Node
+from streamq.broker.partition import Partition
+from streamq.broker.takeovers import take_over
+from streamq.log.replica_state import ReplicaState
+from streamq.log.takeover import Phase
+from streamq.model.errors import NotFoundError, StreamqError, UnavailableError
+from streamq.model.ids import PartitionId
+from streamq.model.messages import TakeOver, TakenOver
+from streamq.model.registers import PartitionRegister, Segment, partition_key
+
+__all__ = ["Successions"]
+
+log = logging.getLogger(__name__)
+
+TAKEOVERS_AT_ONCE: Final = 16
+"""So that a broker which lost a peer with a thousand partitions does not drown in its own takeovers."""
+ATTEMPTS_MAX: Final = 6
+RETRY_FIRST_S: Final = 0.03
+NEW_EPOCH_INTERVAL_S: Final = 2.0
+"""A replica that is gone brings about at most one new epoch in this time (P-22)."""
+CHECK_INTERVAL_S: Final = 0.5
+DRAIN_TIMEOUT_S: Final = 1.0
+HANDOFF_TIMEOUT_S: Final = 3.0
+
+
+class Successions:
+    """Watches the open epochs of the replicas here: whose sequencer is down, who is next in rank, who should have it back."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._limiter = trio.CapacityLimiter(TAKEOVERS_AT_ONCE)
+        self._alive_since: dict[str, float] = {}
+        self._new_epoch_at: dict[PartitionId, float] = {}
+
+    # --- being asked
+
+    async def take_over_here(self, topic: str, index: int, epoch: int, why: str) -> PartitionRegister:
+        """Takes the partition over on this broker if `epoch` is still open; the register afterwards, whoever won. Raises StreamqError."""
+        partition = self.node.by_place(topic, index)
+        if partition is None:
+            partition = await self._adopt(topic, index)
+        opened = partition.open_segment
+        if opened is None or opened.epoch <= epoch:
+            async with self._limiter:
+                await take_over(partition, epoch, why)
+        register = await self.node.registers.get_as(PartitionRegister, partition_key(topic, index))
+        if register is None or register.deleted:
+            raise NotFoundError(f"partition {topic}/{index} does not exist", code="unknown_partition")
+        if register.last.epoch <= epoch:
+            raise UnavailableError(f"{topic}/{index} could not be taken over from epoch {epoch}", code="unavailable")
+        return register
+
+    async def _adopt(self, topic: str, index: int) -> Partition:
+        """A partition whose register names this broker and of which nothing lies here yet."""
+        register = await self.node.registers.get_as(PartitionRegister, partition_key(topic, index))
+        if register is None or register.deleted:
+            raise NotFoundError(f"partition {topic}/{index} does not exist", code="unknown_partition")
+        if register.last.member(self.node.broker) is None:
+            raise UnavailableError(f"broker {self.node.broker} is no replica of {topic}/{index}", code="not_replica")
+        partition = self.partition(register.id)
+        partition.learn(register)
+        return partition
+
+    def partition(self, identity: PartitionId) -> Partition:
+        """The runner of this partition, made if it is the first time that this broker hears of it."""
+        partition = self.node.partitions.get(identity)
+        if partition is None:
+            partition = self.node.partitions[identity] = Partition(self.node, ReplicaState(identity))
+        return partition
+
+    async def learn(self, partition: Partition) -> None:
+        """Reads the partition's register; takes it in, or drops the partition if its topic is gone. Raises StreamqError."""
+        state = partition.replica.state
+        if not state.topic:
+            return  # only a seal or a tip ever named it: its `Open` will say more
+        register = await self.node.registers.get_as(PartitionRegister, partition_key(state.topic, state.index))
+        if register is None:
+            return
+        if register.deleted or register.id != partition.id:
+            # P-39: a topic created again has new ids, so this one is gone for ever either way; a quorum read said so.
+            log.info("%s was deleted: dropping its data", partition.name)
+            partition.drop()
+        else:
+            partition.learn(register)
+
+    async def confirm_deleted(self, told: PartitionRegister) -> None:
+        """Somebody says that the partition was deleted: believed after a quorum read only."""
+        partition = self.node.partitions.get(told.id)
+        if partition is None:
+            return
+        try:
+            await self.learn(partition)
+        except StreamqError as error:
+            log.info("%s: its deletion could not be confirmed yet: %s", partition.name, error)
+
+    # --- noticing
+
+    def on_suspected(self, broker: str) -> None:
+        """That broker does not answer: its open epochs are taken over, in rank order."""
+        for partition in self.node.partitions.values():
+            opened = partition.open_segment
+            if opened is not None and opened.sequencer == broker:
+                self.consider(partition, f"its sequencer {broker} does not answer")
+
+    def consider(self, partition: Partition, why: str) -> None:
+        """Starts a takeover of the open epoch after this broker's turn in rank, unless one is under way."""
+        opened = partition.open_segment
+        if opened is None or "succession" in partition.busy or self.node.state != "serving":
+            return
+        if opened.member(self.node.broker) is None:
+            return
+        partition.busy.add("succession")
+        self.node.nursery.start_soon(self._succeed, partition, opened, why, name=f"succession {partition.name}")
+
+    def _rank(self, partition: Partition, opened: Segment) -> int:
+        """This broker's turn among the replicas that are alive; the first differs from partition to partition, so that load is spread."""
+        alive = sorted(m.broker for m in opened.replicas if m.broker != opened.sequencer and self.node.peers.is_alive(m.broker))
+        if self.node.broker not in alive:
+            return 0
+        first = (partition.id[0] + opened.epoch) % len(alive)
+        return (alive.index(self.node.broker) - first) % len(alive)
+
+    async def _succeed(self, partition: Partition, opened: Segment, why: str) -> None:
+        try:
+            await trio.sleep(self._rank(partition, opened) * self.node.config.takeover_rank_delay_s)
+            delay = RETRY_FIRST_S
+            for _ in range(ATTEMPTS_MAX):
+                current = partition.open_segment
+                if current is None or current.epoch != opened.epoch or partition.sequencing is not None or self.node.state != "serving":
+                    return
+                async with self._limiter:
+                    phase = await take_over(partition, opened.epoch, why)
+                if phase in (Phase.DONE, Phase.DEFERRED):
+                    return
+                await trio.sleep(delay * (0.5 + self.node.clock.random()))
+                delay = min(2 * delay, 1.0)
+        except StreamqError as error:
+            log.info("%s: succession given up for now: %s", partition.name, error)
+        finally:
+            partition.busy.discard("succession")
+
+    # --- looking around
+
+    async def run(self) -> None:
+        """Until cancelled: epochs without a living sequencer, replicas that are gone, partitions that should go home."""
+        while True:
+            await trio.sleep(CHECK_INTERVAL_S)
+            if self.node.state != "serving":
+                continue
+            now = trio.current_time()
+            for peer in self.node.peers:
+                if self.node.peers.is_alive(peer.broker):
+                    self._alive_since.setdefault(peer.broker, now)
+                else:
+                    self._alive_since.pop(peer.broker, None)
+            for partition in list(self.node.partitions.values()):
+                self._look_at(partition, now)
+
+    def _look_at(self, partition: Partition, now: float) -> None:
+        opened = partition.open_segment
+        if opened is None:
+            return
+        sequencing = partition.sequencing
+        if sequencing is None:
+            if opened.sequencer == self.node.broker:
+                self.consider(partition, "an epoch of this broker's former start is open")
+            elif opened.sequencer and not self.node.peers.is_alive(opened.sequencer):
+                self.consider(partition, f"its sequencer {opened.sequencer} is down")
+            elif partition.replica.in_limbo(opened.epoch) or opened.member(self.node.broker) not in (None, self.node.me):
+                self._ask_for_new_epoch(partition, opened, now)
+        elif sequencing.wants_new_epoch:
+            self._open_new_epoch(partition, opened, now)
+        else:
+            self._send_home(partition, opened, now)
+
+    def _may_open(self, partition: Partition, now: float) -> bool:
+        if now < self._new_epoch_at.get(partition.id, 0.0):
+            return False
+        self._new_epoch_at[partition.id] = now + NEW_EPOCH_INTERVAL_S
+        return True
+
+    def _open_new_epoch(self, partition: Partition, opened: Segment, now: float) -> None:
+        """P-22: one of the replicas is gone for this epoch; the next names who came back in its place."""
+        if self._may_open(partition, now):
+            self.node.nursery.start_soon(take_over, partition, opened.epoch, "a replica is gone for this epoch")
+
+    def _ask_for_new_epoch(self, partition: Partition, opened: Segment, now: float) -> None:
+        """This replica is the one that is gone for the epoch; its sequencer may not have noticed, without traffic."""
+        if self._may_open(partition, now):
+            state = partition.replica.state
+            self.node.nursery.start_soon(self._ask, opened.sequencer, TakeOver(state.topic, state.index, opened.epoch))
+
+    async def _ask(self, broker: str, message: TakeOver) -> bool:
+        try:
+            answer = await self.node.peers.request(broker, message, HANDOFF_TIMEOUT_S)
+        except StreamqError as error:
+            log.info("%s/%d: %s was asked to take over: %s", message.topic, message.index, broker, error)
+            return False
+        if isinstance(answer, TakenOver):
+            partition = self.node.by_place(message.topic, message.index)
+            if partition is not None:
+                partition.learn(answer.register)
+        return True
+
+    # --- handing over
+
+    def _send_home(self, partition: Partition, opened: Segment, now: float) -> None:
+        """Back to the replica that the partition prefers, once it has been up for a while and holds everything (P-21)."""
+        sequencing = partition.sequencing
+        assert sequencing is not None
+        preferred = sequencing.register.replicas[0]
+        since = self._alive_since.get(preferred)
+        if preferred == self.node.broker or since is None or now - since < self.node.config.preferred_return_after_s:
+            return
+        follower = sequencing.followers.get(preferred)
+        if follower is None or not follower.is_live or follower.tail < sequencing.core.high_watermark or "handoff" in partition.busy:
+            return
+        if self._may_open(partition, now):
+            self.node.nursery.start_soon(self.hand_over, partition, preferred)
+
+    async def hand_over(self, partition: Partition, successor: str) -> None:
+        """Stops assigning, lets what is pending be acked, has `successor` take over; takes it back if that fails (P-21)."""
+        sequencing = partition.sequencing
+        if sequencing is None or "handoff" in partition.busy:
+            return
+        partition.busy.add("handoff")
+        try:
+            await sequencing.drain(DRAIN_TIMEOUT_S)
+            state = partition.replica.state
+            done = await self._ask(successor, TakeOver(state.topic, state.index, sequencing.epoch))
+            self.node.counters["handoffs"] += 1
+            if not done and not sequencing.is_retired and self.node.state == "serving":
+                await take_over(partition, sequencing.epoch, f"handing over to {successor} failed")
+        finally:
+            partition.busy.discard("handoff")
+
+    async def hand_over_all(self) -> None:
+        """Before a graceful stop: every partition sequenced here goes to the most complete replica that is alive."""
+        async with trio.open_nursery() as nursery:
+            for partition in list(self.node.partitions.values()):
+                sequencing = partition.sequencing
+                if sequencing is None:
+                    continue
+                alive = [f for f in sequencing.followers.values() if f.is_live and self.node.peers.is_alive(f.member.broker)]
+                if alive:
+                    nursery.start_soon(self.hand_over, partition, max(alive, key=lambda f: f.tail).member.broker)

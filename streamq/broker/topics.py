@@ -1,0 +1,290 @@
+"""Topics: creating, deleting, listing, describing, and finding where their partitions live."""
+
+import logging
+import re
+from typing import Final
+
+import msgspec
+import trio
+
+from streamq.broker.node import Node
+from streamq.broker.tips import read_tip
+from streamq.metadata.changes import create_partition, create_topic, delete_partition, delete_topic
+from streamq.metadata.placement import Load, Site, place
+from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, StreamqError, UnavailableError
+from streamq.model.ids import Member
+from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX
+from streamq.model.messages import (
+    BrokerAddress,
+    CreateTopic,
+    MetadataView,
+    Open,
+    PartitionDescription,
+    PartitionView,
+    ReplicaView,
+    TakeOver,
+    Tip,
+    TipAnswer,
+    TopicView,
+)
+from streamq.model.quorum import Quorum, majority
+from streamq.model.registers import BrokerRegister, PartitionRegister, Segment, TopicRegister, broker_key, partition_key, topic_key
+
+__all__ = ["Topics"]
+
+log = logging.getLogger(__name__)
+
+TOPIC_NAME: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_CHARS_MAX}}}")
+AT_ONCE: Final = 32
+"""Partitions of one request worked on at a time."""
+TIP_TIMEOUT_S: Final = 3.0
+REPLICA_TIMEOUT_S: Final = 0.5
+HINT_AGE_S: Final = 1.0
+"""A hint about a partition of which no replica lies here is read again when it is older."""
+
+
+def check_name(name: str) -> None:
+    if not TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+        raise RefusedError(
+            f"{name[:80]!r} is no topic name: 1 to {NAME_CHARS_MAX} letters, digits, dots, dashes and underscores",
+            code="bad_name",
+            hint="for example: orders.v1",
+        )
+
+
+def unknown_topic(name: str) -> NotFoundError:
+    return NotFoundError(f"topic {name!r} does not exist", code="unknown_topic", hint=f"create it: streamq topic create {name}")
+
+
+class Topics:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._read_at: dict[str, float] = {}
+
+    async def _topic(self, name: str) -> TopicRegister:
+        """By a quorum read. Raises NotFoundError."""
+        register = await self.node.registers.get_as(TopicRegister, topic_key(name))
+        if register is None or register.deleted:
+            raise unknown_topic(name)
+        return register
+
+    async def list(self) -> list[TopicRegister]:
+        keys = await self.node.registers.list("topic/")
+        found: dict[str, TopicRegister] = {}
+        limiter = trio.CapacityLimiter(AT_ONCE)
+
+        async def read(key: str) -> None:
+            async with limiter:
+                register = await self.node.registers.get_as(TopicRegister, key)
+            if register is not None and not register.deleted:
+                found[key] = register
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(read, key)
+        return [found[key] for key in sorted(found)]
+
+    # --- creating and deleting
+
+    async def create(self, message: CreateTopic) -> TopicRegister:
+        """Writes the topic, then its partitions, then has their sequencers open them. May be asked again after any failure."""
+        check_name(message.name)
+        if not 1 <= message.partitions <= PARTITIONS_PER_TOPIC_MAX:
+            raise RefusedError(f"a topic has 1 to {PARTITIONS_PER_TOPIC_MAX} partitions, not {message.partitions}", code="bad_request")
+        brokers = await self._brokers()
+        replicas = message.replicas or min(3, len(brokers))
+        write = message.write or majority(replicas)
+        quorum = Quorum(replicas, write, message.read or max(majority(replicas), replicas - write + 1))
+        fault = quorum.fault()
+        if fault is None and replicas > len(brokers):
+            fault = f"{replicas} replicas need as many brokers, and there are {len(brokers)}"
+        if fault is not None:
+            n = min(3, len(brokers))
+            hint = f"for example: --replicas {n} --write-quorum {majority(n)} --read-quorum {majority(n)}"
+            raise RefusedError(fault, code="bad_quorum", hint=hint)
+        before = await self.node.registers.get_as(TopicRegister, topic_key(message.name))
+        if before is not None and not before.deleted:
+            raise AlreadyExistsError(f"topic {message.name!r} exists", code="topic_exists", hint="choose another name, or remove it first")
+        clock = self.node.clock
+        topic = TopicRegister(
+            message.name, clock.token(), tuple(clock.token() for _ in range(message.partitions)),
+            quorum.replicas, quorum.write, quorum.read, message.durability, clock.now_ms(),
+        )  # fmt: skip
+        topic = await self.node.registers.change_as(
+            TopicRegister, topic_key(topic.name), create_topic(topic, over=before.id if before is not None else None)
+        )
+        await self._create_partitions(topic, brokers)
+        return topic
+
+    async def _brokers(self) -> dict[str, BrokerRegister]:
+        found: dict[str, BrokerRegister] = {}
+        for key in await self.node.registers.list("broker/"):
+            register = await self.node.registers.get_as(BrokerRegister, key)
+            if register is not None:
+                found[register.broker] = register
+        return found
+
+    async def _create_partitions(self, topic: TopicRegister, brokers: dict[str, BrokerRegister]) -> None:
+        sites = [Site(b.broker, b.rack) for b in brokers.values()]
+        seed = int.from_bytes(topic.id[:8], "little")
+        placement = place(sites, partitions=len(topic.partitions), replicas=topic.replicas, seed=seed, load=self._load())
+        limiter = trio.CapacityLimiter(AT_ONCE)
+
+        async def make(index: int) -> None:
+            async with limiter:
+                await self._create_partition(topic, index, placement[index], brokers)
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(topic.partitions)):
+                nursery.start_soon(make, index)
+
+    def _load(self) -> dict[str, Load]:
+        """What each broker carries, as far as known here: only balance depends on it."""
+        replicas: dict[str, int] = {}
+        sequencers: dict[str, int] = {}
+        for partition in self.node.partitions.values():
+            opened = partition.open_segment
+            if opened is not None:
+                for member in opened.replicas:
+                    replicas[member.broker] = replicas.get(member.broker, 0) + 1
+                sequencers[opened.sequencer] = sequencers.get(opened.sequencer, 0) + 1
+        return {broker: Load(replicas[broker], sequencers.get(broker, 0)) for broker in replicas}
+
+    async def _create_partition(self, topic: TopicRegister, index: int, chosen: tuple[str, ...], brokers: dict[str, BrokerRegister]) -> None:
+        """The first epoch has no sequencer: the preferred one opens the second by an ordinary takeover (P-8)."""
+        key = partition_key(topic.name, index)
+        members = tuple(Member(broker, brokers[broker].incarnation) for broker in chosen)
+        first = Segment(1, 0, None, members, topic.write, topic.read, topic.durability, "", self.node.clock.token())
+        register = PartitionRegister(
+            topic.partitions[index], topic.name, index, chosen, topic.write, topic.read, topic.durability, 0, (first,)
+        )
+        before = await self.node.registers.get_as(PartitionRegister, key)
+        over = before.id if before is not None and before.id != register.id else None
+        if before is not None and over is not None and not before.deleted:
+            tombstone = msgspec.structs.replace(before, deleted=True, chain=())
+            await self.node.registers.change_as(PartitionRegister, key, delete_partition(tombstone))
+        await self.node.registers.change_as(PartitionRegister, key, create_partition(register, over=over))
+        for broker in sorted(chosen, key=lambda b: not self.node.peers.is_alive(b)):
+            try:
+                await self._have_opened(broker, topic.name, index)
+                return
+            except StreamqError as error:
+                log.info("%s/%d: %s could not open it: %s", topic.name, index, broker, error)
+        raise UnavailableError(
+            f"topic {topic.name!r} is created, but no replica could open partition {index}", code="unavailable", hint="it opens when brokers are back"
+        )
+
+    async def _have_opened(self, broker: str, topic: str, index: int) -> None:
+        if broker == self.node.broker:
+            await self.node.take_over_here(topic, index, 1, "it is new")
+        else:
+            await self.node.peers.request(broker, TakeOver(topic, index, 1), TIP_TIMEOUT_S)
+
+    async def delete(self, name: str) -> None:
+        """The topic's tombstone first: from then on it does not exist. Replicas drop their data when they learn of their partition's."""
+        topic = await self._topic(name)
+        await self.node.registers.change_as(TopicRegister, topic_key(name), delete_topic(name, topic_id=topic.id))
+        limiter = trio.CapacityLimiter(AT_ONCE)
+
+        async def remove(index: int) -> None:
+            async with limiter:
+                await self._delete_partition(topic, index)
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(topic.partitions)):
+                nursery.start_soon(remove, index)
+
+    async def _delete_partition(self, topic: TopicRegister, index: int) -> None:
+        tombstone = PartitionRegister(
+            topic.partitions[index], topic.name, index, (), topic.write, topic.read, topic.durability, 0, (), deleted=True
+        )
+        register = await self.node.registers.change_as(PartitionRegister, partition_key(topic.name, index), delete_partition(tombstone))
+        for peer in self.node.peers:
+            if peer.channel is not None:
+                peer.channel.send(Open(register))
+        partition = self.node.partitions.get(tombstone.id)
+        if partition is not None and register.deleted:
+            partition.drop()
+
+    # --- finding and describing
+
+    async def metadata(self, names: tuple[str, ...]) -> MetadataView:
+        """Hints for clients (P-1); a topic that is not known here is looked up by a quorum read."""
+        node = self.node
+        topics = [await self._view(name) for name in names] if names else [await self._view(t.name) for t in await self.list()]
+        mine = BrokerAddress(node.broker, *node.config.address, node.config.rack, True)
+        others = []
+        for peer in node.peers:
+            register = node.registers.cached_as(BrokerRegister, broker_key(peer.broker))
+            rack = register.rack if register is not None else ""
+            others.append(BrokerAddress(peer.broker, peer.host, peer.port, rack, node.peers.is_alive(peer.broker)))
+        return MetadataView(node.identity.cluster, (mine, *others), tuple(topics))
+
+    async def _view(self, name: str) -> TopicView:
+        try:
+            check_name(name)
+            topic = self.node.registers.cached_as(TopicRegister, topic_key(name))
+            if topic is None or topic.deleted or trio.current_time() > self._read_at.get(name, 0.0) + HINT_AGE_S:
+                topic = await self._topic(name)
+                if len(self._read_at) > PARTITIONS_PER_TOPIC_MAX:
+                    self._read_at.clear()
+                self._read_at[name] = trio.current_time()
+            return TopicView(name, tuple([await self._partition_view(topic, index) for index in range(len(topic.partitions))]))
+        except (NotFoundError, RefusedError) as error:
+            return TopicView(name, (), error.code)
+
+    async def _partition_view(self, topic: TopicRegister, index: int) -> PartitionView:
+        partition = self.node.partitions.get(topic.partitions[index])
+        opened = partition.open_segment if partition is not None else None
+        if opened is not None and partition is not None and opened.sequencer:
+            replicas = tuple(m.broker for m in opened.replicas)
+            return PartitionView(partition.id, opened.epoch, opened.sequencer, replicas, partition.replica.state.start_offset)
+        key = partition_key(topic.name, index)
+        register = self.node.registers.cached_as(PartitionRegister, key)
+        if register is None or register.deleted or not self.node.peers.is_alive(register.last.sequencer):
+            register = await self.node.registers.get_as(PartitionRegister, key)
+        if register is None or register.deleted:
+            raise unknown_topic(topic.name)
+        last = register.last
+        return PartitionView(register.id, last.epoch, last.sequencer, tuple(m.broker for m in last.replicas), register.start_offset)
+
+    async def describe(self, name: str, index: int) -> PartitionDescription:
+        topic = await self._topic(name)
+        if index >= len(topic.partitions):
+            raise NotFoundError(f"topic {name!r} has partitions 0 to {len(topic.partitions) - 1}", code="unknown_partition")
+        register = await self.node.registers.get_as(PartitionRegister, partition_key(name, index))
+        if register is None or register.deleted:
+            raise NotFoundError(f"partition {name}/{index} does not exist (yet)", code="unknown_partition")
+        high_watermark: int | None = None
+        error = ""
+        try:
+            result, register = await read_tip(self.node, name, index, deadline_s=TIP_TIMEOUT_S)
+            high_watermark = result.high_watermark
+        except StreamqError as problem:
+            error = str(problem)
+        views: dict[str, ReplicaView] = {}
+        async with trio.open_nursery() as nursery:
+            for member in register.last.replicas:
+                nursery.start_soon(self._look_at, register, member, views)
+        return PartitionDescription(register, high_watermark, error, tuple(views[m.broker] for m in register.last.replicas))
+
+    async def _look_at(self, register: PartitionRegister, member: Member, views: dict[str, ReplicaView]) -> None:
+        node, last, broker = self.node, register.last, member.broker
+        try:
+            if broker == node.broker:
+                partition = node.partitions.get(register.id)
+                if partition is None:
+                    raise UnavailableError("not opened", code="not_replica")
+                tail = partition.replica.local_tail(last.epoch)
+                state = "limbo" if partition.replica.in_limbo(last.epoch) else "serving" if tail is not None else "not-opened"
+                epoch, offset = partition.replica.high_watermark
+                views[broker] = ReplicaView(broker, tail, offset if epoch == last.epoch else None, state)
+                return
+            answer = await node.peers.request(broker, Tip(register.id, last.epoch, last.base), REPLICA_TIMEOUT_S)
+            assert isinstance(answer, TipAnswer)
+            peer = node.peers.get(broker)
+            rejoined = peer is not None and peer.member is not None and peer.member != member
+            state = "rejoined" if rejoined else "limbo" if answer.limbo else "sealed" if answer.sealed else "serving"
+            views[broker] = ReplicaView(broker, answer.local_tail, answer.high_watermark, state)
+        except StreamqError:
+            views[broker] = ReplicaView(broker, None, None, "unreachable")

@@ -1,0 +1,286 @@
+"""The whole command line: what can be typed, and which function carries it out.
+
+A verb names its function as text, `module:function` below `streamq.cli`; it is imported when the verb is used, so that `--help`,
+`--version` and completion answer at once. Each function takes the parsed options and returns the exit code.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from streamq.model.errors import RefusedError
+
+__all__ = ["VERB", "parser", "positive_float", "positive_int", "wants_json"]
+
+VERB: Final = "verb"
+"""The option that holds the function of the verb that was typed."""
+
+EPILOG: Final = """\
+exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable or timed out (retry), 5 not authorised,
+            6 partly done, 7 precondition failed, 8 data corrupt, 130 interrupted
+the cluster is found by --bootstrap, --profile, STREAMQ_BOOTSTRAP, STREAMQ_PROFILE, the current profile, or on 127.0.0.1:7700
+"""
+
+Verbs = argparse._SubParsersAction
+
+
+def _help_format(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of ending the process, so that it is told like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RefusedError(message, code="usage", hint=f"{self.prog} --help")
+
+
+def positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def positive_float(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e12:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+positive_int.__name__, natural.__name__, positive_float.__name__ = "number", "number", "number"
+
+
+def parser() -> argparse.ArgumentParser:
+    root = Parser(
+        prog="streamq",
+        description="A quorum-replicated stream and log ingestion service.",
+        epilog=EPILOG,
+        formatter_class=_help_format,
+        allow_abbrev=False,
+    )
+    root.add_argument("--version", action="store_true", help="print the version")
+    commands = root.add_subparsers(metavar="COMMAND", title="commands")
+    _add_local(commands)
+    _add_cluster(_group(commands, "cluster", "brokers of a cluster on this machine, as background processes"))
+    _add_broker(_group(commands, "broker", "one broker: run it, found it, bring it back"))
+    _add_topic(_group(commands, "topic", "create, list, describe and remove topics"))
+    _add_produce(commands)
+    _add_tail(commands)
+    _add_log(_group(commands, "log", "look at a broker's data directory while it is stopped"))
+    doctor = _verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
+    _cluster_options(doctor)
+    _add_profile(_group(commands, "profile", "names for clusters, so that commands find them"))
+    completion = _verb(commands, "completion", "completion:run", "print a script that completes commands in a shell", output=False)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return root
+
+
+def _group(commands: "Verbs[Parser]", name: str, help_text: str) -> "Verbs[Parser]":
+    group = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+    return group.add_subparsers(metavar="VERB", title="verbs", required=True)
+
+
+def _verb(commands: "Verbs[Parser]", name: str, function: str, help_text: str, *, output: bool = True, epilog: str = "") -> Parser:
+    verb = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text[:1].upper() + help_text[1:] + ".",
+        epilog=epilog,
+        formatter_class=_help_format,
+        allow_abbrev=False,
+    )
+    verb.set_defaults(**{VERB: function})
+    if output:
+        verb.add_argument("-o", "--output", choices=("text", "json"), default="text", help="json: one object a line, errors included")
+    return verb
+
+
+def _cluster_options(verb: Parser) -> None:
+    verb.add_argument("--bootstrap", metavar="HOST:PORT[,…]", help="brokers to ask first; any broker of the cluster will do")
+    verb.add_argument("--profile", metavar="NAME", help="the cluster with this name (streamq profile ls)")
+
+
+def _destructive(verb: Parser) -> None:
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+
+
+def _founding_options(verb: Parser) -> None:
+    verb.add_argument("--brokers", type=positive_int, metavar="N", help="how many, for a new cluster (3)")
+    verb.add_argument("--data", metavar="DIR", help="where the cluster's data is (STREAMQ_DATA, or a directory of your own)")
+    verb.add_argument(
+        "--port", type=positive_int, metavar="PORT", help="port of the first broker of a new cluster; the others follow (7700)"
+    )
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a line for the configuration of a new cluster's brokers (deploy/broker.toml)",
+    )
+
+
+def _add_local(commands: "Verbs[Parser]") -> None:
+    dev = _verb(commands, "dev", "dev:run", "run a local cluster in the foreground until Ctrl-C")
+    _founding_options(dev)
+    demo = _verb(
+        commands,
+        "demo",
+        "demo:run",
+        "produce made-up log lines and show how they arrive; without a cluster, on one of its own that it removes",
+    )
+    _cluster_options(demo)
+    demo.add_argument("--topic", default="demo", help="topic, created when it does not exist (demo)")
+    demo.add_argument("--rate", type=positive_float, default=200.0, metavar="N", help="records per second (200)")
+    demo.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed makes the same lines (1)")
+    demo.add_argument("--count", type=natural, default=1000, metavar="N", help="how many records; 0 goes on until Ctrl-C (1000)")
+
+
+def _add_cluster(verbs: "Verbs[Parser]") -> None:
+    start = _verb(
+        verbs, "start", "cluster:start", "start a cluster, or what is not running of the one that is there; returns when it serves"
+    )
+    _founding_options(start)
+    start.add_argument("broker", nargs="*", metavar="BROKER", help="only these (b1, b2, …)")
+    for name, help_text in (
+        ("stop", "stop brokers gracefully: all, or those named"),
+        ("status", "show the brokers: id, pid, port, directory and state"),
+        ("kill", "end brokers with SIGKILL, as a crash would"),
+        ("pause", "stop brokers with SIGSTOP, as a hanging machine would"),
+        ("resume", "let paused brokers go on"),
+    ):
+        verb = _verb(verbs, name, f"cluster:{name}", help_text)
+        verb.add_argument("--data", metavar="DIR", help="where the cluster's data is (STREAMQ_DATA, or a directory of your own)")
+        verb.add_argument("broker", nargs="*", metavar="BROKER", help="b1, b2, …")
+        if name in ("kill", "pause", "resume"):
+            verb.add_argument("--all", action="store_true", help="every broker")
+    init = _verb(verbs, "init", "cluster:init", "found a cluster on several machines: write what each broker has to be given")
+    init.add_argument(
+        "--broker", action="append", required=True, metavar="ID=HOST:PORT[/RACK]", help="a broker and where others reach it; repeat it"
+    )
+    init.add_argument(
+        "--data-directory", default="/var/lib/streamq/{broker}", metavar="DIR", help="on its machine (/var/lib/streamq/{broker})"
+    )
+    init.add_argument("--listen", default="0.0.0.0", metavar="HOST", help="address to listen on (0.0.0.0)")
+    init.add_argument("--directory", required=True, metavar="DIR", help="where to write ID.toml for each broker, and founding.json")
+
+
+def _add_broker(verbs: "Verbs[Parser]") -> None:
+    run = _verb(verbs, "run", "broker:run", "run one broker in the foreground")
+    run.add_argument("--config", required=True, metavar="FILE", help="its configuration (deploy/broker.toml explains it)")
+    init = _verb(verbs, "init", "broker:init", "give a broker's new directory its place in a new cluster, once")
+    init.add_argument("--config", required=True, metavar="FILE")
+    init.add_argument("--founding", required=True, metavar="FILE", help="founding.json of `streamq cluster init`")
+    ls = _verb(verbs, "ls", "broker:ls", "list the brokers of the cluster and how they do")
+    _cluster_options(ls)
+    rejoin = _verb(
+        verbs, "rejoin", "broker:rejoin", "bring back a broker whose directory is lost, damaged or an old copy, under a new incarnation"
+    )
+    _cluster_options(rejoin)
+    rejoin.add_argument("broker", nargs="?", metavar="BROKER", help="a broker of the local cluster: it is started and waited for")
+    rejoin.add_argument("--data", metavar="DIR", help="where the local cluster's data is")
+    rejoin.add_argument("--config", metavar="FILE", help="instead: the configuration of a broker that is started in another way")
+    rejoin.add_argument("--wait", type=positive_float, default=600.0, metavar="SECONDS", help="until all its data is copied again (600)")
+    _destructive(rejoin)
+
+
+def _add_topic(verbs: "Verbs[Parser]") -> None:
+    example = "example: streamq topic create orders --partitions 6 --replicas 3 --write-quorum 2 --read-quorum 2"
+    create = _verb(verbs, "create", "topic:create", "create a topic; prints which losses it survives", epilog=example)
+    create.add_argument("topic", metavar="NAME", help="1 to 200 of A-Z a-z 0-9 . _ -")
+    create.add_argument("--partitions", type=int, default=1, metavar="N", help="1 to 2000 (1)")
+    create.add_argument("--replicas", type=int, metavar="N", help="copies of every record (3, or one a broker)")
+    create.add_argument("--write-quorum", "-W", type=int, metavar="W", help="copies on disk before a record is acked (a majority)")
+    create.add_argument(
+        "--read-quorum", "-R", type=int, metavar="R", help="replicas asked for the committed offset; W + R > N (a majority)"
+    )
+    create.add_argument("--durability", choices=("fsync", "memory"), default="fsync", help="what a copy is: on disk, or in memory (fsync)")
+    ls = _verb(verbs, "ls", "topic:ls", "list the topics")
+    describe = _verb(
+        verbs, "describe", "topic:describe", "show partitions, replicas and committed offsets, and which losses the topic survives"
+    )
+    describe.add_argument("topic", metavar="NAME")
+    rm = _verb(verbs, "rm", "topic:rm", "remove topics with all their records")
+    rm.add_argument("topic", nargs="+", metavar="NAME")
+    _destructive(rm)
+    for verb in (create, ls, describe, rm):
+        _cluster_options(verb)
+
+
+def _add_produce(commands: "Verbs[Parser]") -> None:
+    produce = _verb(commands, "produce", "produce:run", "send lines of files or of stdin as records; ends when all are acked")
+    produce.add_argument("topic", metavar="TOPIC")
+    produce.add_argument("file", nargs="*", metavar="FILE", help="instead of stdin; - is stdin")
+    _cluster_options(produce)
+    produce.add_argument("--format", choices=("lines", "json"), default="lines", help="json: objects as `tail -o json` prints them")
+    produce.add_argument("-k", "--key", metavar="KEY", help="key of every record")
+    produce.add_argument("--key-sep", metavar="SEP", help="a line is key, separator, value; one without the separator has no key")
+    produce.add_argument("-H", "--header", action="append", default=[], metavar="NAME=VALUE", help="a header of every record; repeat it")
+    produce.add_argument("-p", "--partition", type=natural, metavar="N", help="to this partition")
+    produce.add_argument("--rate", type=positive_float, metavar="N", help="at most so many records per second")
+    produce.add_argument("--compression", default="zstd", metavar="zstd[:LEVEL]|none", help="of batches (zstd:1)")
+    produce.add_argument(
+        "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="for one record to be acked, retries included (30)"
+    )
+    produce.add_argument("--receipts", metavar="FILE", help="write a JSON line a record: partition, offset, when acked")
+    produce.add_argument("--rejects", metavar="FILE", help="write what was not acked, a JSON line a record with its outcome")
+    produce.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+
+def _add_tail(commands: "Verbs[Parser]") -> None:
+    formats = (
+        "-F letters: %t topic, %p partition, %o offset, %k key, %v value, %h headers, %d time (%d{%H:%M:%S} formats it),\n"
+        "            %K and %V the lengths of key and value, %% a percent sign; \\n \\t \\r \\\\ \\0 \\xHH as usual\n"
+        "places:     start, end, N (an offset), -N (so many records before the end, over all partitions; write --from=-N),\n"
+        "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)"
+    )
+    tail = _verb(commands, "tail", "tail:run", "print the last records of topics, or follow them", epilog=formats)
+    tail.add_argument("topic", nargs="+", metavar="TOPIC")
+    _cluster_options(tail)
+    tail.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
+    tail.add_argument("--exit-at-end", action="store_true", help="stop at the tip that was read at the start (so it does without -f)")
+    tail.add_argument("--from", dest="start", metavar="PLACE", help="where to begin (the last 10 records)")
+    tail.add_argument("--since", metavar="TIME", help="begin at this time, or so long ago: 5m")
+    tail.add_argument("--until", metavar="PLACE", help="end before this offset or time")
+    tail.add_argument("-n", "--count", type=natural, metavar="N", help="stop after so many records")
+    tail.add_argument("-p", "--partition", action="append", type=natural, metavar="N", help="only this partition; repeat it")
+    tail.add_argument("--key", metavar="KEY", help="only records with this key")
+    tail.add_argument("--grep", metavar="REGEX", help="only records whose value matches")
+    tail.add_argument("--broker", metavar="ID", help="read the data from this replica")
+    tail.add_argument("-F", "--format", metavar="FORMAT", help="print each record so, for example '%%t/%%p@%%o %%k %%v\\n'")
+
+
+def _add_log(verbs: "Verbs[Parser]") -> None:
+    verify = _verb(verbs, "verify", "log:verify", "check every byte that a stopped broker holds, and name each range that is damaged")
+    dump = _verb(verbs, "dump", "log:dump", "show what a stopped broker holds")
+    dump.add_argument("--files", action="store_true", help="list the files: kind, range and state of each")
+    dump.add_argument("--entries", action="store_true", help="with --files: the entries of each journal file, with their byte ranges")
+    dump.add_argument("-n", "--count", type=natural, metavar="N", help="stop after so many rows")
+    for verb in (verify, dump):
+        verb.add_argument("directory", metavar="DIR", help="data directory, or a local broker's directory with broker.toml in it")
+
+
+def _add_profile(verbs: "Verbs[Parser]") -> None:
+    _verb(verbs, "ls", "profile:ls", "list the profiles")
+    use = _verb(verbs, "use", "profile:use", "make a profile the current one")
+    use.add_argument("name", metavar="NAME")
+    add = _verb(verbs, "add", "profile:add", "make or change a profile")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("--bootstrap", required=True, metavar="HOST:PORT[,…]")
+    rm = _verb(verbs, "rm", "profile:rm", "remove a profile")
+    rm.add_argument("name", metavar="NAME")
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether `-o json` was typed, also on a line that cannot be parsed."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(one in ("-ojson", "--output=json") or (one in ("-o", "--output") and two == "json") for one, two in pairs)

@@ -1,0 +1,317 @@
+"""The sequencer: who assigns offsets in one open epoch, and decides when a batch is acked (protocol sections 4 and 8).
+
+Batches get consecutive offsets in the order of `on_produce` and wait in flight until the high watermark, the W-th largest local tail of the
+segment's replicas, passes them. A local tail only counts from a replica named in the segment with its incarnation, and only from reports of a
+replica that is not sealed (P-11). One rejection for a sealed epoch ends it all (P-14).
+
+What was assigned but is not committed yet is judged from an overlay: a producer's entry is copied from the replica's table when its first batch
+of this epoch is assigned, and goes on here. Until then the table cannot hold anything of this epoch about that producer.
+"""
+
+import enum
+from collections import OrderedDict, deque
+from typing import Final, NamedTuple
+
+import msgspec
+
+from streamq.log.idempotence import Fenced, Gap, IdempotenceTable, Next, Place, Producer, Repeat, first_batch, judge
+from streamq.model.batches import BatchHeader
+from streamq.model.errors import ProtocolError
+from streamq.model.ids import NO_PRODUCER, Member, PartitionId, ProducerId
+from streamq.model.limits import IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCER_EXPIRY_MS, PRODUCERS_PER_PARTITION_MAX
+from streamq.model.messages import StoredRun
+from streamq.model.quorum import high_watermark
+from streamq.model.registers import Segment
+
+__all__ = ["Acked", "Assigned", "Duplicate", "Phase", "Progress", "Refused", "Sequencer", "Waiting"]
+
+BATCHES_IN_FLIGHT_MAX: Final = 32_768
+"""Assigned and not yet acked, of all producers; the broker's bound in bytes is usually met first."""
+TICKETS_PER_BATCH_MAX: Final = 64
+"""Repeats that wait for the outcome of the same batch."""
+
+
+class Assigned(msgspec.Struct, frozen=True):
+    """Stamp the batch with these and send it to every replica of the segment, in this order."""
+
+    epoch: int
+    base: int
+    append_time: int
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A repeat of a batch that is still on its way: its ticket will be acked together with the first one's. Drop the batch."""
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """A repeat of a batch below the high watermark: ack it. `base` is None if it is older than the last K batches (P-35)."""
+
+    base: int | None
+    append_time: int
+    copies: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Certainly not stored; `code` is one of `model.errors.CODES`."""
+
+    code: str
+    message: str
+
+
+class Acked(NamedTuple):
+    ticket: object
+    base: int
+    append_time: int
+    copies: int
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a `StoredRun` led to."""
+
+    advanced: bool = False
+    """The high watermark moved."""
+    acks: tuple[Acked, ...] = ()
+    """In offset order."""
+    unknown: tuple[object, ...] = ()
+    """Tickets to be answered `unknown_outcome`: the sequencer has stopped."""
+    resend_from: int | None = None
+    """A gap: send this member everything from here on again."""
+    open_again: bool = False
+    """This member has not opened the epoch: send `Open` again, then everything from its tail on."""
+    gone: bool = False
+    """This member is lost for the epoch, so P-22 applies."""
+
+
+class Phase(enum.Enum):
+    SERVING = "Offsets are assigned; ends with a handoff or a rejection."
+    DRAINING = "A handoff has begun (P-21): nothing new is assigned, what is in flight is awaited."
+    STOPPED = "The epoch is sealed or over: nothing is assigned or acked any more (P-14)."
+
+
+_NOTHING: Final = Progress()
+_WAITING: Final = Waiting()
+
+
+class _InFlight:
+    __slots__ = ("append_time", "base", "end", "producer", "tickets")
+
+    def __init__(self, base: int, end: int, append_time: int, producer: ProducerId, ticket: object) -> None:
+        self.base = base
+        self.end = end
+        self.append_time = append_time
+        self.producer = producer
+        self.tickets = [ticket]
+
+
+class Sequencer:
+    """Invariants: what is in flight covers `[high_watermark, next_offset)` batch by batch; the high watermark never falls; no local tail is
+    past `next_offset`; append times never fall."""
+
+    def __init__(self, *, partition: PartitionId, segment: Segment, table: IdempotenceTable) -> None:
+        """For the open `segment` that this broker opened in this very start (P-8). `table` is its own replica's, folded to `segment.base`
+        (`Replica.is_complete`, P-34); it is read, never changed."""
+        assert segment.is_open
+        assert table.position == segment.base, (table.position, segment.base)
+        self.partition = partition
+        self.segment = segment
+        self.epoch = segment.epoch
+        self.phase = Phase.SERVING
+        self.next_offset = segment.base
+        self.high_watermark = segment.base
+        self.last_append_time = table.last_append_time
+        self._table = table
+        self._write = segment.write
+        self._tails = dict.fromkeys(segment.replicas, segment.base)
+        self._gone: set[Member] = set()
+        self._in_flight: deque[_InFlight] = deque()
+        self._by_base: dict[int, _InFlight] = {}
+        self._overlay: OrderedDict[ProducerId, Producer] = OrderedDict()
+        self._flying: dict[ProducerId, int] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Batches assigned and not yet acked."""
+        return len(self._in_flight)
+
+    @property
+    def is_drained(self) -> bool:
+        """A handoff may go on: nothing is in flight and nothing new will be."""
+        return self.phase is Phase.DRAINING and not self._in_flight
+
+    @property
+    def gone(self) -> tuple[Member, ...]:
+        """Members that are lost for this epoch: in limbo, or back in another incarnation (P-22)."""
+        return tuple(m for m in self.segment.replicas if m in self._gone)
+
+    def tail_of(self, member: Member) -> int:
+        """The local tail last reported (the segment's base before): from where to feed a member that reconnects."""
+        return self._tails[member]
+
+    # --- assigning -----------------------------------------------------------------------------------------------------
+
+    def on_produce(self, header: BatchHeader, ticket: object, now_ms: int) -> Assigned | Waiting | Duplicate | Refused:
+        """`header` of a whole, checked batch. `ticket` comes back in `Progress`, unless the answer is Duplicate or Refused."""
+        if self.phase is not Phase.SERVING:
+            return Refused("not_sequencer", f"epoch {self.epoch} is being closed; another broker goes on")
+        if header.partition != self.partition or header.records > OFFSET_MAX - self.next_offset:
+            return Refused("bad_request", "the batch is not one of this partition, or the partition is full")
+        at = max(now_ms, self.last_append_time)
+        producer = header.producer
+        if producer != NO_PRODUCER:
+            known = self._known(producer, at)
+            verdict = judge(known, epoch=header.producer_epoch, sequence=header.sequence)
+            if type(verdict) is not Next:
+                return self._not_next(verdict, header, ticket)
+            if refusal := self._over_a_limit(producer, known):
+                return refusal
+        if len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX:
+            return Refused("busy", f"{BATCHES_IN_FLIGHT_MAX} batches of this partition are in flight")
+        base = self.next_offset
+        self.next_offset = end = base + header.records
+        self.last_append_time = at
+        flight = _InFlight(base, end, at, producer, ticket)
+        self._in_flight.append(flight)
+        self._by_base[base] = flight
+        if producer != NO_PRODUCER:
+            self._note(producer, header.producer_epoch, known, Place(header.sequence, base, header.records, at))
+        return Assigned(self.epoch, base, at)
+
+    def _known(self, producer: ProducerId, at: int) -> Producer | None:
+        own = self._overlay.get(producer)
+        if own is None:
+            return self._table.get(producer, at=at)
+        return own if own.append_time + PRODUCER_EXPIRY_MS >= at else None
+
+    def _not_next(self, verdict: object, header: BatchHeader, ticket: object) -> Waiting | Duplicate | Refused:
+        if type(verdict) is Fenced:
+            return Refused("fenced", f"producer epoch {header.producer_epoch} was followed by {verdict.newest}")
+        if type(verdict) is Gap:
+            return Refused("sequence_gap", f"sequence {header.sequence} leaves a gap: {verdict.expected} is next for this producer here")
+        assert type(verdict) is Repeat
+        place = verdict.place
+        if place is None:
+            return Duplicate(None, 0, self._write)
+        flight = self._by_base.get(place.base) if place.base >= self.high_watermark else None
+        if flight is None:
+            end = place.base + place.records
+            copies = self._copies(end) if place.base >= self.segment.base else self._write
+            return Duplicate(place.base, place.append_time, copies)
+        if len(flight.tickets) >= TICKETS_PER_BATCH_MAX:
+            return Refused("busy", f"{TICKETS_PER_BATCH_MAX} repeats of sequence {header.sequence} wait for it already")
+        flight.tickets.append(ticket)  # P-35: answered once it is below the high watermark
+        return _WAITING
+
+    def _over_a_limit(self, producer: ProducerId, known: Producer | None) -> Refused | None:
+        if self._flying.get(producer, 0) >= IN_FLIGHT_BATCHES_MAX:
+            return Refused("busy", f"{IN_FLIGHT_BATCHES_MAX} batches of this producer are in flight in this partition")
+        if known is None and len(self._table) + len(self._overlay) >= PRODUCERS_PER_PARTITION_MAX:
+            self._expire()
+            count = len(self._table.live(at=self.last_append_time) | self._overlay.keys())
+            if count >= PRODUCERS_PER_PARTITION_MAX:
+                return Refused("limit_reached", f"this partition knows {count} idempotent producers; entries expire a week after their last batch")
+        return None
+
+    def _note(self, producer: ProducerId, epoch: int, known: Producer | None, place: Place) -> None:
+        own = self._overlay.get(producer)
+        if known is None or known.epoch != epoch:
+            self._overlay[producer] = first_batch(epoch=epoch, place=place)
+        elif own is known:
+            own.add(place)
+        else:
+            self._overlay[producer] = own = known.fork()
+            own.add(place)
+        self._overlay.move_to_end(producer)
+        self._flying[producer] = self._flying.get(producer, 0) + 1
+
+    def _expire(self) -> None:
+        limit = self.last_append_time - PRODUCER_EXPIRY_MS
+        while self._overlay and next(iter(self._overlay.values())).append_time < limit:
+            self._overlay.popitem(last=False)
+
+    # --- acking --------------------------------------------------------------------------------------------------------
+
+    def on_stored(self, member: Member, run: StoredRun) -> Progress:
+        """`member`: the broker and the incarnation that speak on the connection (P-10)."""
+        if run.epoch != self.epoch or self.phase is Phase.STOPPED:
+            return _NOTHING
+        before = self._tails.get(member)
+        if before is None or member in self._gone:
+            return self._from_outside(member)
+        state = run.state
+        if state == "stored":
+            tail = run.local_tail
+            if tail > self.next_offset:
+                raise ProtocolError(f"{member.broker} reports a local tail of {tail}, past {self.next_offset}, all that was sent", code="protocol")
+            if tail <= before:
+                return _NOTHING
+            self._tails[member] = tail
+            mark = high_watermark(list(self._tails.values()), write=self._write, base=self.high_watermark)
+            return self._advance(mark) if mark > self.high_watermark else _NOTHING
+        if state == "gap":
+            return Progress(resend_from=run.local_tail)
+        if state == "not_opened":
+            return Progress(open_again=True)
+        if state == "limbo":
+            self._lose(member)
+            return Progress(gone=True)
+        return self.stop()  # sealed or past_end: P-14
+
+    def _advance(self, mark: int) -> Progress:
+        acks: list[Acked] = []
+        in_flight = self._in_flight
+        copies = self._copies(mark)
+        while in_flight and in_flight[0].end <= mark:
+            flight = in_flight.popleft()
+            del self._by_base[flight.base]
+            for ticket in flight.tickets:
+                acks.append(Acked(ticket, flight.base, flight.append_time, copies))
+            left = self._flying.get(flight.producer, 1) - 1
+            if left:
+                self._flying[flight.producer] = left
+            else:
+                self._flying.pop(flight.producer, None)
+        self.high_watermark = mark
+        return Progress(advanced=True, acks=tuple(acks))
+
+    def _copies(self, end: int) -> int:
+        """Replicas that hold everything below `end`; at least W when it is below the high watermark, lost ones included."""
+        return max(self._write, sum(1 for tail in self._tails.values() if tail >= end))
+
+    def _from_outside(self, member: Member) -> Progress:
+        """P-10: not named in this segment, or not in this incarnation; or lost already."""
+        named = self.segment.member(member.broker)
+        if named is None or named in self._gone:
+            return _NOTHING
+        self._lose(named)
+        return Progress(gone=True)
+
+    def _lose(self, member: Member) -> None:
+        """What it reported before its loss counts no more for what is to come; what was acked stays so (I-1)."""
+        self._gone.add(member)
+        self._tails[member] = self.segment.base
+
+    # --- ending --------------------------------------------------------------------------------------------------------
+
+    def begin_handoff(self) -> None:
+        """P-21. From now on `on_produce` refuses; go on feeding `on_stored` until `is_drained`."""
+        if self.phase is Phase.SERVING:
+            self.phase = Phase.DRAINING
+
+    def stop(self) -> Progress:
+        """The epoch is over (a rejection, a newer epoch seen, the storage failed): `unknown` holds the tickets of what was assigned."""
+        self.phase = Phase.STOPPED
+        unknown = tuple(ticket for flight in self._in_flight for ticket in flight.tickets)
+        self._in_flight.clear()
+        self._by_base.clear()
+        self._flying.clear()
+        return Progress(unknown=unknown)
+
+    def check(self) -> None:
+        """The invariants; for tests and simulation."""
+        at = self.high_watermark
+        for flight in self._in_flight:
+            assert flight.base == at, (flight.base, at)
+            at = flight.end
+        assert at == self.next_offset or self.phase is Phase.STOPPED, (at, self.next_offset)
+        assert self.high_watermark <= self.next_offset
+        assert all(tail <= self.next_offset for tail in self._tails.values())

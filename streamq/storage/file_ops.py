@@ -1,0 +1,97 @@
+"""The few operations on files that storage needs, behind one class, so that tests can fail, tear and count them.
+
+`FileOps` is the operating system itself; a test passes a subclass of it. Two rules hold for whoever uses it: a write or sync that raises
+is never tried again (P-15), and a file that is created, replaced or removed counts only once its directory has been synced.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+__all__ = ["FileOps", "replace_file", "write_fully"]
+
+BUFFERS_PER_WRITE_MAX: Final = 512
+"""Half of Linux's limit on the buffers of one `pwritev`."""
+
+
+class FileOps:
+    """Each method is one system call (or a loop over one) and raises OSError as that does."""
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        """For reading and writing; `create` makes the file anew, empty."""
+        return os.open(path, os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0), 0o644)
+
+    def open_to_read(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """May return less than asked for at the end of the file."""
+        return os.pread(fd, length, offset)
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+        """May write less than asked for: see `write_fully`."""
+        return os.pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def drop_cache(self, fd: int, offset: int, length: int) -> None:
+        """Lets the next read of clean pages come from the disk. After a failed sync the cache may hold what the disk does not."""
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def names(self, directory: Path) -> list[str]:
+        """Sorted; [] if there is no such directory."""
+        return sorted(os.listdir(directory)) if directory.is_dir() else []
+
+    def make_directory(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def sync_directory(self, directory: Path) -> None:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_fully(ops: FileOps, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+    """Writes all buffers one behind the other from `offset` on, whatever the system call leaves over. Returns the offset behind them."""
+    for first in range(0, len(buffers), BUFFERS_PER_WRITE_MAX):
+        rest = [buffer for buffer in buffers[first : first + BUFFERS_PER_WRITE_MAX] if buffer]
+        while rest:
+            wrote = ops.pwritev(fd, rest, offset)
+            offset += wrote
+            while rest and wrote >= len(rest[0]):
+                wrote -= len(rest.pop(0))
+            if rest:
+                rest[0] = rest[0][wrote:]
+    return offset
+
+
+def replace_file(ops: FileOps, path: Path, content: bytes) -> None:
+    """After it returns the file holds `content`, durably; after a crash before that it holds that or what it held before."""
+    fresh = path.with_name(path.name + ".new")
+    fd = ops.open(fresh, create=True)
+    try:
+        write_fully(ops, fd, [content], 0)
+        ops.fsync(fd)
+    finally:
+        ops.close(fd)
+    ops.rename(fresh, path)
+    ops.sync_directory(path.parent)

@@ -1,0 +1,179 @@
+"""A flush: from memory to log files, then a checkpoint, then the journal is released (P-27). Runs in a thread, beside the group commits.
+
+The order is what makes it safe. Batches are written behind what the last checkpoint names and synced; then both copies of the new checkpoint
+are made durable; only then is the journal released, are cut files shortened, and files removed that no checkpoint names any more. A crash
+or a full disk anywhere before leaves the old checkpoint, and a journal that reaches back to it.
+"""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from streamq.model.errors import CorruptDataError
+from streamq.model.ids import Incarnation, PartitionId
+from streamq.storage.checkpoint import Checkpoint, RunRow, save_checkpoint
+from streamq.storage.disk_runs import FlushedRun, RunFlush, Snapshot
+from streamq.storage.file_ops import FileOps
+from streamq.storage.journal import Journal
+from streamq.storage.journal_format import JournalPosition
+from streamq.storage.log_file import LOG_HEADER_BYTES, LogFile, LogWriter, log_path, partition_directory
+from streamq.storage.log_index import INDEX_SUFFIX, Anchor, IndexCache, index_path, load_index, save_index
+from streamq.storage.log_reader import LogSource, find_offset
+
+__all__ = ["FlushOrder", "Flusher", "open_source"]
+
+
+class FlushOrder(NamedTuple):
+    """What to make durable: the runs, states and derived values of one moment, and where the journal stood then."""
+
+    snapshot: Snapshot
+    states: dict[str, bytes]
+    derived: dict[str, bytes]
+    replay_from: JournalPosition
+    is_last: bool
+
+
+class Flusher:
+    """Everything that a flush needs; one flush at a time."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        incarnation: Incarnation,
+        start: int,
+        number: int,
+        journal: Journal,
+        log_file_bytes: int,
+        indexes: IndexCache,
+        may_overwrite: bool,
+        ops: FileOps,
+    ) -> None:
+        """`number` of the newest checkpoint. Without `may_overwrite` no file is removed or overwritten that no checkpoint names."""
+        self._directory = directory
+        self._incarnation = incarnation
+        self._start = start
+        self._number = number
+        self._journal = journal
+        self._log_file_bytes = log_file_bytes
+        self._indexes = indexes
+        self._may_overwrite = may_overwrite
+        self._has_swept = False
+        self._ops = ops
+
+    def flush(self, order: FlushOrder) -> list[FlushedRun]:
+        """Blocks until all of it is durable and the journal released. Raises OSError; nothing counts then, and it may be tried again."""
+        writer = LogWriter(
+            self._directory, incarnation=self._incarnation, file_bytes=self._log_file_bytes, ops=self._ops, indexes=self._indexes
+        )
+        snapshot = order.snapshot
+        taken: defaultdict[PartitionId, set[str]] = defaultdict(set)
+        for partition, name in snapshot.doomed:
+            taken[partition].add(name)
+        flushed: list[FlushedRun] = []
+        shortened: list[tuple[Path, int]] = []
+        try:
+            for flush in snapshot.flushes:
+                files = self._clipped(flush, shortened) if flush.must_clip else flush.files
+                names = {*taken[flush.run.partition], *(file.name for file in flush.files), *self._found(flush.run.partition)}
+                files = writer.append(flush.run.partition, flush.run.epoch, files, flush.batches, taken=names, roll=flush.must_clip)
+                flushed.append(FlushedRun(flush, files))
+            writer.sync()
+        except BaseException:
+            writer.abandon()
+            raise
+        rows = [*snapshot.rows.values(), *(_row(run) for run in flushed)]
+        self._save(order, rows)
+        self._journal.release(order.replay_from)
+        for path, size in shortened:
+            os.truncate(path, size)
+        for partition, name in snapshot.doomed:
+            self._remove(partition, name)
+        self._sweep(rows)
+        if order.is_last:
+            self._save_open_indexes(rows)
+        return flushed
+
+    def _save(self, order: FlushOrder, rows: list[RunRow]) -> None:
+        checkpoint = Checkpoint(
+            number=self._number + 1,
+            incarnation=self._incarnation,
+            start=self._start,
+            stopped=order.is_last,
+            replay_from=order.replay_from,
+            states=order.states,
+            derived=order.derived,
+            runs=rows,
+        )
+        self._number += 1
+        save_checkpoint(self._ops, self._directory, checkpoint)
+
+    def _clipped(self, flush: RunFlush, shortened: list[tuple[Path, int]]) -> tuple[LogFile, ...]:
+        """The run's files without what lies past `flushed`: the rest was cut. The last one may have to be shortened, after the checkpoint."""
+        files = [file for file in flush.files if file.base < flush.flushed]
+        if files and files[-1].end > flush.flushed:
+            last = files.pop()
+            source = open_source(
+                self._ops, self._directory, self._indexes, incarnation=self._incarnation,
+                partition=flush.run.partition, epoch=flush.run.epoch, file=last,
+            )  # fmt: skip
+            try:
+                size = find_offset(source, flush.flushed)
+            except CorruptDataError:
+                # Damage before the cut: what was cut stays in the file, where no reader gets to it, until the damage is restored.
+                files.append(LogFile(last.name, last.base, flush.flushed, last.size, last.max_time))
+            else:
+                shortened.append((source.path, size))
+                files.append(LogFile(last.name, last.base, flush.flushed, size, last.max_time))
+            self._indexes.forget(source.path)
+        return tuple(files)
+
+    def _found(self, partition: PartitionId) -> list[str]:
+        """Files that are there and must not be overwritten, though no checkpoint names them (pitfall 48)."""
+        return [] if self._may_overwrite else self._ops.names(partition_directory(self._directory, partition))
+
+    def _remove(self, partition: PartitionId, name: str) -> None:
+        path = log_path(self._directory, partition, name)
+        self._indexes.forget(path)
+        for gone in (path, index_path(path)):
+            if gone.exists():
+                self._ops.unlink(gone)
+        if not self._ops.names(path.parent) and path.parent.is_dir():
+            path.parent.rmdir()
+
+    def _sweep(self, rows: list[RunRow]) -> None:
+        """Once after a start: log files that a flush had begun before a crash. All they hold was in the journal (or was never acknowledged)."""
+        if self._has_swept or not self._may_overwrite:
+            return
+        self._has_swept = True
+        named = {(row.partition.hex(), file.name) for row in rows for file in row.files}
+        for folder in self._ops.names(self._directory / "logs"):
+            for name in self._ops.names(self._directory / "logs" / folder):
+                if (folder, name.removesuffix(".new").removesuffix(INDEX_SUFFIX)) not in named:
+                    self._ops.unlink(self._directory / "logs" / folder / name)
+
+    def _save_open_indexes(self, rows: list[RunRow]) -> None:
+        for row in rows:
+            for file in row.files[-1:]:
+                path = log_path(self._directory, row.partition, file.name)
+                index = self._indexes.known(path)
+                if index is not None and not index.is_saved:
+                    save_index(self._ops, path, index, incarnation=self._incarnation)
+
+
+def _row(flushed: FlushedRun) -> RunRow:
+    flush = flushed.flush
+    return RunRow(flush.run.partition, flush.run.epoch, flush.base, flush.tail, flushed.files)
+
+
+def open_source(
+    ops: FileOps, directory: Path, indexes: IndexCache, *, incarnation: Incarnation, partition: PartitionId, epoch: int, file: LogFile
+) -> LogSource:
+    """A file to read, with its index from the cache or its sidecar."""
+    path = log_path(directory, partition, file.name)
+    end = Anchor(file.end, file.size)
+    index = indexes.get(
+        path, lambda: load_index(ops, path, incarnation=incarnation, base=file.base, end=end, first_position=LOG_HEADER_BYTES)
+    )
+    return LogSource(path, incarnation, partition, epoch, file, index, ops)

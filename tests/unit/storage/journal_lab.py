@@ -1,0 +1,74 @@
+"""A journal on a simulated disk, and what a restart reads from it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from streamq.model.batches import Batch
+from streamq.storage.interface import Lost
+from streamq.storage.journal import Journal
+from streamq.storage.journal_files import FOLDER
+from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
+from streamq.storage.journal_recovery import Recovered, Replayed, recover
+from tests.unit.storage.simulated_disk import SimulatedDisk
+
+__all__ = ["DIRECTORY", "FILE_BYTES", "INCARNATION", "Lab", "Read"]
+
+DIRECTORY = Path("/simulated")
+INCARNATION = b"i" * 16
+FILE_BYTES = 1 << 20
+
+
+class Read(NamedTuple):
+    recovered: Recovered
+    replayed: list[Replayed]
+
+    @property
+    def entries(self) -> list[JournalEntry]:
+        return [entry for entry in self.replayed if isinstance(entry, Batch | StateEntry)]
+
+    @property
+    def lost(self) -> tuple[Lost, ...]:
+        return self.recovered.lost
+
+
+class Lab:
+    """Starts count up by themselves. `journal` is the one open now."""
+
+    def __init__(self, *, seed: int = 1, file_bytes: int = FILE_BYTES, files: int = 2) -> None:
+        self.disk = SimulatedDisk(Random(seed))
+        self.file_bytes = file_bytes
+        self.starts = 1
+        self.journal = Journal.create(
+            DIRECTORY, incarnation=INCARNATION, start_number=1, file_bytes=file_bytes, files=files, ops=self.disk
+        )
+
+    def read(self, replay_from: JournalPosition | None = None, *, incarnation: bytes = INCARNATION) -> Read:
+        replayed: list[Replayed] = []
+
+        def deliver(entries: Sequence[Replayed], end: JournalPosition) -> None:
+            replayed.extend(entries)
+
+        recovered = recover(
+            DIRECTORY, incarnation=incarnation, replay_from=replay_from, start_number=self.starts + 1, deliver=deliver, ops=self.disk
+        )
+        return Read(recovered, replayed)
+
+    def restart(self, replay_from: JournalPosition | None = None, *, limbo: Sequence[JournalEntry] = ()) -> Read:
+        """Reads, resumes and, if there is a limbo to record, writes it as the first group."""
+        read = self.read(replay_from)
+        self.starts += 1
+        self.journal = Journal.resume(DIRECTORY, read.recovered, incarnation=INCARNATION, file_bytes=self.file_bytes, ops=self.disk)
+        if limbo:
+            self.journal.write_group(limbo)
+        return read
+
+    def path(self, sequence: int) -> Path:
+        """The physical file with that sequence number."""
+        names = {file.sequence: file.name for file in self.read().recovered.files}
+        return DIRECTORY / names[sequence]
+
+    @property
+    def folder(self) -> Path:
+        return DIRECTORY / FOLDER

@@ -1,0 +1,497 @@
+"""A journal after crashes and damage (P-28, P-29): what was synced comes back, what is lost is named exactly, nothing false is ever read."""
+
+import os
+from random import Random
+
+import pytest
+
+from streamq.model.batches import Batch
+from streamq.storage.interface import LostBatches, LostState, LostUnknown, StorageFailedError
+from streamq.storage.journal import Journal
+from streamq.storage.journal_files import FileReader
+from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
+from tests.unit.storage.journal_lab import DIRECTORY, FILE_BYTES, INCARNATION, Lab, Read
+from tests.unit.storage.simulated_disk import HostCrashError, batch_of, partition_id
+
+LIMBO = StateEntry("limbo", b"recorded")
+
+
+def three_groups(lab: Lab) -> tuple[list[list[JournalEntry]], list[JournalPosition]]:
+    """Groups of a batch, a state and a batch each; the ends of the groups, with the beginning of the first."""
+    groups: list[list[JournalEntry]] = [
+        [batch_of(1, 2 * i, os.urandom(3000)), StateEntry(f"s{i}", b"value %d" % i), batch_of(2, i, os.urandom(100), epoch=3)] for i in range(3)
+    ]
+    ends = [JournalPosition(1, 4096)]
+    ends += [lab.journal.write_group(group) for group in groups]
+    return groups, ends
+
+
+def flat(groups: list[list[JournalEntry]]) -> list[JournalEntry]:
+    return [entry for group in groups for entry in group]
+
+
+# --- torn tails ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rest", ["zeros", "garbage", "stale"])
+def test_every_prefix_of_the_last_group_is_a_torn_tail(rest: str) -> None:
+    """Whatever lies behind the prefix: the groups before it come back, the last one is whole or gone, and nothing is lost."""
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    content = lab.disk.content(lab.path(1))
+    first, last = ends[2].offset, ends[3].offset
+    good = bytes(content[first:last])
+    filler = {"zeros": bytes(len(good)), "garbage": Random(1).randbytes(len(good)), "stale": bytes(content[ends[1].offset : last])}[rest]
+    for length in [*range(0, 500), *range(500, len(good), 37)]:
+        content[first:last] = good[:length] + filler[length : len(good)]
+        read = lab.read()
+        is_whole = read.entries == flat(groups)
+        assert is_whole or read.entries == flat(groups[:2])
+        assert is_whole or length < len(good)
+        assert read.lost == ()
+        assert read.recovered.end == (ends[3] if is_whole else ends[2])
+
+
+def test_flips_in_the_last_group_are_a_torn_tail() -> None:
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    path = lab.path(1)
+    for offset in range(ends[2].offset, ends[3].offset, 29):
+        lab.disk.flip(path, offset)
+        read = lab.read()
+        lab.disk.flip(path, offset)
+        assert read.entries in (flat(groups), flat(groups[:2]))
+        assert read.lost == ()
+
+
+def test_a_cut_tail_never_comes_back() -> None:
+    """A torn group is longer than what is written over it; its end must not be read after the next crash."""
+    lab = Lab()
+    first = batch_of(1, 0, b"first")
+    lab.journal.write_group([first])
+    cut = lab.journal.position
+    lab.journal.write_group([batch_of(1, 1, os.urandom(50_000))])
+    lab.disk.flip(lab.path(1), cut.offset + 20_000)
+    assert lab.restart().entries == [first]
+    assert lab.journal.position == cut
+    second = batch_of(1, 1, b"second")
+    lab.journal.write_group([second])
+    lab.disk.flip(lab.path(1), cut.offset + 20_000)  # what was torn is whole again, but for its head
+    assert lab.restart().entries == [first, second]
+    assert lab.restart().lost == ()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_crash_at_any_operation_loses_nothing_acknowledged(seed: int) -> None:
+    """The power fails before the n-th operation, over several starts, changes of files and checkpoints included."""
+    random = Random(seed)
+    lab = Lab(seed=seed)
+    acked: list[JournalEntry] = []
+    checkpoint: JournalPosition | None = None
+    next_base = 0
+    for _ in range(8):
+        left = random.randint(0, 60)
+        pending: list[JournalEntry] = []
+
+        def tick(operation: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise HostCrashError
+
+        lab.disk.before = tick
+        try:
+            while True:
+                pending = [batch_of(1, next_base, random.randbytes(random.choice((10, 5000, 200_000)))), StateEntry("k", b"%d" % next_base)]
+                next_base += 1
+                lab.journal.write_group(pending)
+                acked += pending
+                pending = []
+                if random.random() < 0.15:
+                    checkpoint = lab.journal.position
+                    acked.clear()
+                    lab.journal.release(checkpoint)
+        except HostCrashError:
+            lab.disk.crash()
+        read = lab.restart(checkpoint)
+        assert read.lost == ()
+        assert read.entries in (acked, acked + pending)
+        acked = read.entries
+
+
+# --- damage below a proof --------------------------------------------------------------------------------------------------
+
+
+def expected_loss(entry: JournalEntry) -> LostBatches | LostState:
+    if isinstance(entry, Batch):
+        return LostBatches(entry.header.partition, entry.header.epoch, entry.base, entry.end)
+    return LostState(entry.key)
+
+
+def test_a_flip_anywhere_below_a_proof_loses_at_most_the_entry_it_hits_and_says_so() -> None:
+    """Head, table and repeat are made good by each other; a body is lost exactly; padding holds nothing."""
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    lab.journal.write_mark()
+    path = lab.path(1)
+    lost_at_all = set()
+    for offset in range(ends[0].offset, ends[3].offset, 7):
+        lab.disk.flip(path, offset)
+        read = lab.read()
+        lab.disk.flip(path, offset)
+        missing = [entry for entry in flat(groups) if entry not in read.entries]
+        assert len(missing) <= 1
+        assert read.entries == [entry for entry in flat(groups) if entry not in missing]
+        assert read.lost == tuple(expected_loss(entry) for entry in missing)
+        assert read.recovered.end == lab.journal.position
+        if missing:
+            lost_at_all.add(read.lost)
+            (damage,) = read.recovered.damage
+            assert damage.first_byte <= offset <= damage.last_byte
+            assert DIRECTORY / damage.file == path
+    assert len(lost_at_all) == 9
+
+
+def test_a_damaged_head_or_table_is_named_though_nothing_is_lost() -> None:
+    lab = Lab()
+    _, ends = three_groups(lab)
+    lab.journal.write_mark()
+    for offset in (0, 30, 100, 150):
+        lab.disk.flip(lab.path(1), ends[1].offset + offset)
+        read = lab.read()
+        lab.disk.flip(lab.path(1), ends[1].offset + offset)
+        assert read.lost == ()
+        assert [d for d in read.recovered.damage if d.first_byte <= ends[1].offset + offset <= d.last_byte]
+
+
+def test_damaged_heads_one_behind_the_other_are_told_by_the_repeats_behind() -> None:
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    lab.journal.write_mark()
+    for end in ends[:3]:
+        lab.disk.flip(lab.path(1), end.offset + 50)
+    read = lab.read()
+    assert read.entries == flat(groups)
+    assert read.lost == ()
+
+
+def test_what_neither_head_nor_repeat_tells_is_an_unknown_loss() -> None:
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    lab.journal.write_mark()
+    content = lab.disk.content(lab.path(1))
+    content[ends[1].offset : ends[3].offset] = bytes(ends[3].offset - ends[1].offset)
+    content[ends[3].offset + 200] ^= 1  # the mark's repeat
+    read = lab.read()
+    assert read.entries == flat(groups[:1])
+    assert [type(lost) for lost in read.lost] == [LostUnknown]
+    assert read.recovered.end == lab.journal.position
+
+
+def test_a_wiped_group_is_lost_exactly_as_its_repeat_says() -> None:
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    lab.journal.write_mark()
+    lab.disk.content(lab.path(1))[ends[1].offset : ends[2].offset] = bytes(ends[2].offset - ends[1].offset)
+    read = lab.read()
+    assert read.entries == flat([groups[0], groups[2]])
+    assert sorted(map(str, read.lost)) == sorted(str(expected_loss(entry)) for entry in groups[1])
+
+
+def test_a_later_value_makes_good_the_loss_of_a_state() -> None:
+    lab = Lab()
+    start = lab.journal.position
+    lab.journal.write_group([StateEntry("seal", b"old value")])
+    lab.journal.write_group([StateEntry("other", b"x")])
+    content = lab.disk.content(lab.path(1))
+    content[content.index(b"old value")] ^= 1
+    assert lab.read(start).lost == (LostState("seal"),)
+    lab.journal.write_group([StateEntry("seal", b"new value")])
+    assert lab.read(start).lost == ()
+    lab.journal.write_group([StateEntry("seal", None)])
+    assert lab.read(start).lost == ()
+
+
+def test_neighbouring_losses_of_a_run_are_one_range() -> None:
+    lab = Lab()
+    for i in range(4):
+        lab.journal.write_group([batch_of(1, 10 * i, b"payload %d" % i, records=10)])
+    lab.journal.write_mark()
+    content = lab.disk.content(lab.path(1))
+    for i in (1, 2):
+        content[content.index(b"payload %d" % i)] ^= 1
+    assert lab.read().lost == (LostBatches(partition_id(1), 1, 10, 30),)
+
+
+def test_damage_stays_reported_until_a_checkpoint_passes_it() -> None:
+    """Nothing damaged is written over: a crash before the limbo is durable finds all of it again (P-29)."""
+    lab = Lab()
+    groups, _ = three_groups(lab)
+    lab.journal.write_mark()
+    content = lab.disk.content(lab.path(1))
+    content[content.index(b"value 1")] ^= 1
+    loss = (LostState("s1"),)
+    assert lab.restart().lost == loss
+    lab.disk.crash()
+    assert lab.restart(limbo=[LIMBO]).lost == loss
+    read = lab.restart()
+    assert read.lost == loss
+    assert read.entries[-1] == LIMBO
+    assert lab.read(lab.journal.position).lost == ()
+
+
+# --- files -----------------------------------------------------------------------------------------------------------------
+
+
+def long_journal(lab: Lab) -> list[JournalEntry]:
+    written: list[JournalEntry] = [batch_of(1, i, os.urandom(90_000)) for i in range(40)]
+    for entry in written:
+        lab.journal.write_group([entry])
+    lab.journal.write_mark()
+    assert lab.journal.position.file == 4
+    return written
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 3, 4])
+def test_a_missing_file_is_an_unknown_loss_until_limbo_is_recorded(sequence: int) -> None:
+    """The last file too, though nothing behind it could prove it: the manifest counts the files."""
+    lab = Lab()
+    written = long_journal(lab)
+    lab.disk.remove(lab.path(sequence))
+    for _ in range(2):
+        read = lab.restart()
+        assert LostUnknown in {type(lost) for lost in read.lost}
+        assert read.entries == [entry for entry in written if entry in read.entries]
+        lab.disk.crash()
+    lab.restart(limbo=[LIMBO])
+    lab.journal.release(lab.journal.position)
+    for i in range(60):
+        lab.journal.write_group([batch_of(2, i, os.urandom(90_000))])
+    checkpoint = lab.journal.position
+    lab.journal.release(checkpoint)
+    lab.journal.write_group([StateEntry("after", b"1")])
+    read = lab.read(checkpoint)
+    assert read.lost == ()
+    assert read.entries == [StateEntry("after", b"1")]
+
+
+@pytest.mark.parametrize("sequence", [1, 2, 3, 4])
+@pytest.mark.parametrize("damage", ["flip", "wiped"])
+def test_a_damaged_file_header_loses_nothing(sequence: int, damage: str) -> None:
+    lab = Lab()
+    written = long_journal(lab)
+    content = lab.disk.content(lab.path(sequence))
+    if damage == "flip":
+        content[60] ^= 1
+    else:
+        content[:4096] = bytes(4096)
+    read = lab.restart()
+    assert read.entries == written
+    assert read.lost == ()
+    lab.journal.write_group([LIMBO])
+    assert lab.read().entries == [*written, LIMBO]
+
+
+@pytest.mark.parametrize("sequence", [2, 4])
+def test_a_file_with_damaged_header_and_first_group_is_still_known_by_its_other_groups(sequence: int) -> None:
+    lab = Lab()
+    written = long_journal(lab)
+    lab.disk.content(lab.path(sequence))[:8192] = bytes(8192)
+    read = lab.read()
+    assert len(read.entries) >= len(written) - 1
+    assert len(read.lost) >= (len(read.entries) < len(written))
+
+
+def test_a_wiped_file_is_an_unknown_loss() -> None:
+    lab = Lab()
+    long_journal(lab)
+    for sequence in (4, 2):
+        lab.disk.content(lab.path(sequence))[:] = bytes(FILE_BYTES)
+        assert LostUnknown in {type(lost) for lost in lab.read().lost}
+
+
+def test_a_file_of_another_directory_is_never_read_and_is_set_aside() -> None:
+    """P-31: its groups are whole, and even its sequence fits."""
+    other = Lab()
+    foreign = long_journal(other)
+    lab = Lab()
+    written = long_journal(lab)
+    lab.disk.content(lab.path(2))[:] = other.disk.content(other.path(2))
+    read = lab.read()
+    assert not [entry for entry in read.entries if entry in foreign]
+    assert read.entries == [entry for entry in written if entry in read.entries]
+    assert LostUnknown in {type(lost) for lost in read.lost}
+    lab.restart(limbo=[LIMBO])
+    while not any(path.suffix == ".foreign" for path in lab.disk.paths()):
+        lab.journal.write_group([batch_of(2, lab.journal.position.offset, os.urandom(90_000))])
+        assert lab.journal.position.file < 9
+
+
+def test_a_journal_of_another_incarnation_is_never_read() -> None:
+    lab = Lab()
+    long_journal(lab)
+    read = lab.read(incarnation=b"another one here")
+    assert read.entries == []
+    assert LostUnknown in {type(lost) for lost in read.lost}
+
+
+def test_no_journal_at_all_is_an_unknown_loss() -> None:
+    lab = Lab()
+    long_journal(lab)
+    for path in lab.disk.paths():
+        lab.disk.remove(path)
+    for replay_from in (None, JournalPosition(7, 4096)):
+        read = lab.read(replay_from)
+        assert LostUnknown in {type(lost) for lost in read.lost}
+    lab.restart(JournalPosition(7, 4096), limbo=[LIMBO])
+    assert lab.journal.position.file == 8
+    assert lab.read(lab.journal.position).lost == ()
+
+
+def test_a_lost_manifest_alone_loses_nothing_and_is_written_again() -> None:
+    lab = Lab()
+    written = long_journal(lab)
+    lab.disk.remove(lab.folder / "manifest")
+    read = lab.restart()
+    assert read.entries == written
+    assert read.lost == ()
+    lab.journal.write_group([LIMBO])
+    assert lab.folder / "manifest" in lab.disk.paths()
+
+
+def test_a_file_cut_short_is_no_torn_tail() -> None:
+    """No crash shortens a preallocated file: synced groups, and what proved them, may have been cut off."""
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    del lab.disk.content(lab.path(1))[ends[2].offset :]
+    read = lab.read()
+    assert read.entries == flat(groups[:2])
+    assert LostUnknown in {type(lost) for lost in read.lost}
+    lab.restart(limbo=[LIMBO])
+    assert lab.read().entries == [*flat(groups[:2]), LIMBO]
+
+
+def test_a_crash_between_taking_a_file_and_its_first_group_is_harmless_time_and_again() -> None:
+    lab = Lab()
+    written: list[JournalEntry] = []
+    for i in range(11):
+        written.append(batch_of(1, i, os.urandom(90_000)))
+        lab.journal.write_group(written[-1:])
+    assert lab.journal.position.file == 1
+    syncs = 0
+
+    def crash_at_second_write(operation: str) -> None:
+        nonlocal syncs
+        syncs += operation == "sync"
+        if syncs == 1 and operation == "write":
+            raise HostCrashError
+
+    lab.disk.before = crash_at_second_write
+    with pytest.raises(HostCrashError):
+        lab.journal.write_group([batch_of(1, 11, os.urandom(90_000))])
+    lab.disk.crash()
+    for _ in range(3):
+        read = lab.restart()
+        assert read.entries == written
+        assert read.lost == ()
+        assert lab.journal.position == JournalPosition(2, 4096)
+    lab.journal.write_group([LIMBO])
+    assert lab.read().entries == [*written, LIMBO]
+    assert lab.read().lost == ()
+
+
+def test_unreadable_sectors_are_damage_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    lab.journal.write_mark()
+    bad = ends[1].offset + 1000
+    pread = lab.disk.pread
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        if offset <= bad < offset + length:
+            raise OSError(5, "input/output error")
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(lab.disk, "pread", failing)
+    read = lab.read()
+    assert flat(groups[:1]) + groups[2] == [entry for entry in read.entries if entry not in groups[1]]
+    assert set(read.lost) <= {expected_loss(entry) for entry in groups[1]}
+    assert read.lost
+
+
+def test_a_count_of_starts_that_went_back_is_an_unknown_loss() -> None:
+    """P-31: the directory's parts are not of one time."""
+    lab = Lab()
+    for _ in range(3):
+        lab.restart(limbo=[LIMBO])
+    lab.starts = 1
+    read = lab.restart()
+    assert [type(lost) for lost in read.lost] == [LostUnknown]
+    assert lab.journal.start == 5
+
+
+def test_a_group_that_the_disk_does_not_hold_is_cut_though_the_cache_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a sync that failed, the cache holds what the disk lacks, and a later sync says nothing. So the last group is read from the disk."""
+    lab = Lab()
+    groups, ends = three_groups(lab)
+    path = lab.path(1)
+    monkeypatch.setattr(lab.disk, "drop_cache", lambda fd, offset, length: lab.disk.flip(path, ends[2].offset + 1000))
+    read = lab.read()
+    assert read.entries == flat(groups[:2])
+    assert read.recovered.end == ends[2]
+
+
+def test_a_payload_cannot_pose_as_a_group() -> None:
+    """A producer that sends the bytes of a group, for the very place they will lie at, is not believed: it cannot know the key."""
+    lab = Lab()
+    lab.journal.write_group([StateEntry("a", b"1")])
+    lab.journal.write_group([StateEntry("b", b"2")])
+    other = Lab()
+    other.journal.write_group([StateEntry("a", b"1")])
+    for _ in range(3):
+        other.journal.write_group([StateEntry("forged", b"!")])
+    forged = bytes(other.disk.content(other.path(1))[4096 * 3 : 4096 * 5])
+    content = lab.disk.content(lab.path(1))
+    content[4096 * 3 : 4096 * 5] = forged
+    read = lab.read()
+    assert read.entries == [StateEntry("a", b"1"), StateEntry("b", b"2")]
+
+
+def test_resume_makes_durable_what_was_read() -> None:
+    """What a killed process has written and not synced is whole in the cache: it counts once it was read, so it must survive the next power cut."""
+    lab = Lab()
+    lab.journal.write_group([StateEntry("a", b"1")])
+
+    def killed(operation: str) -> None:
+        if operation == "sync":
+            raise HostCrashError
+
+    lab.disk.before = killed
+    with pytest.raises(HostCrashError):
+        lab.journal.write_group([StateEntry("b", b"2")])
+    lab.disk.before = lambda operation: None
+    read: Read = lab.restart()
+    assert read.entries == [StateEntry("a", b"1"), StateEntry("b", b"2")]
+    lab.disk.crash()
+    assert lab.read().entries == read.entries
+
+
+def test_a_failed_sync_at_resume_is_final() -> None:
+    lab = Lab()
+    three_groups(lab)
+
+    def fail(operation: str) -> None:
+        raise OSError(5, "input/output error")
+
+    read = lab.read()
+    lab.disk.before = fail
+    with pytest.raises(StorageFailedError):
+        Journal.resume(DIRECTORY, read.recovered, incarnation=INCARNATION, file_bytes=FILE_BYTES, ops=lab.disk)
+
+
+def test_a_reader_gives_zeros_behind_the_end() -> None:
+    lab = Lab()
+    three_groups(lab)
+    reader = FileReader(lab.disk, lab.path(1), FILE_BYTES + 8192)
+    assert reader.read(FILE_BYTES, 100) == bytes(100)
+    reader.close()
