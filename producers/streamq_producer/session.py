@@ -28,6 +28,7 @@ __all__ = ["PartitionSession", "Route"]
 
 PAUSE_S_MIN: Final = 0.005
 PAUSE_S_MAX: Final = 0.2
+PAUSE_GROWTH: Final = 1.5  # slow, so that the end of a takeover, which takes tens of milliseconds, is not missed by much
 AVOID_S: Final = 0.5
 """A broker that was just lost is not believed to be the sequencer for so long, whatever others say."""
 REACH_S: Final = 0.3
@@ -160,8 +161,7 @@ class PartitionSession:
             if self.route is Route.PROBING:
                 self.route = Route.SENDING
         self._forget(entry)
-        effects: list[Effect] = [Acked(entry, ack)]
-        return effects + self._go_on(now)
+        return [Acked(entry, ack), *self._go_on(now)]
 
     def on_nack(self, nack: Nack, now: float) -> list[Effect]:
         entry, broker = self._tries.pop(nack.ticket, (None, ""))
@@ -313,7 +313,7 @@ class PartitionSession:
         if self.route is Route.PAUSING:
             return
         self.route, self._until, self._hops = Route.PAUSING, now + self._pause, 0
-        self._pause = min(2 * self._pause, PAUSE_S_MAX)
+        self._pause = min(PAUSE_GROWTH * self._pause, PAUSE_S_MAX)
         self._trusts_hint = False
 
     def _resume(self, now: float) -> None:

@@ -1,18 +1,11 @@
 """The composition root: everything of one broker put together, started, and stopped in order.
 
-`run_broker` takes storage, network and clock as they come, so that a simulation can bring its own; `main` is the process around it.
+`run_broker` takes storage, network and clock as they come, so that a simulation can bring its own; `process` is the process around it.
 """
 
 import logging
-import os
-import random
-import secrets
-import signal
-import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -31,16 +24,15 @@ from streamq.broker.server import Server
 from streamq.broker.successions import Successions
 from streamq.log.idempotence import IdempotenceTable, TableSnapshot
 from streamq.log.replica_state import ReplicaState
-from streamq.model.errors import StreamqError, UnavailableError
+from streamq.model.errors import UnavailableError
 from streamq.model.ids import PartitionId
 from streamq.model.messages import AnyMessage, Message
 from streamq.model.registers import BrokerRegister, broker_key
-from streamq.net.network import Network, TcpNetwork
-from streamq.storage.disk_storage import DiskStorage
-from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown, Storage, StorageFailedError
+from streamq.net.network import Network
+from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown, Storage
 from streamq.wire.codec import decode_value, encode
 
-__all__ = ["main", "run_broker"]
+__all__ = ["Stopping", "run_broker"]
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +41,6 @@ WATERMARK_INTERVAL_S: Final = 0.003
 """A watermark that no store carries is told after so long (4.5)."""
 LEARN_AT_ONCE: Final = 64
 REPLICA_PREFIX: Final = replica_key(b"")
-
-
-class SystemClock:
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-    def random(self) -> float:
-        return random.random()
-
-    def token(self) -> bytes:
-        return secrets.token_bytes(16)
 
 
 class Stopping:
@@ -108,8 +89,8 @@ def _load_partitions(node: Node) -> None:
         partition.carry_out(partition.replica.enter_limbo())
     for partition in node.partitions.values():
         partition.carry_out(partition.replica.on_restart())
-        if not storage.was_stopped_cleanly and partition.replica.memory_epoch_open():  # P-37
-            partition.carry_out(partition.replica.enter_limbo_of([partition.replica.state.opened]))
+        if not storage.was_stopped_cleanly:  # P-37
+            partition.carry_out(partition.replica.enter_limbo_of(partition.replica.memory_epochs()))
 
     def tables() -> Sequence[tuple[str, bytes]]:
         return [(table_key(p.id), encode(p.replica.table.snapshot())) for p in node.partitions.values() if p.replica.table.position]
@@ -214,62 +195,3 @@ async def _learn(node: Node, successions: Successions) -> None:
     with suppress(UnavailableError):
         for key in await node.registers.list(broker_key("")):
             await node.registers.get(key)
-
-
-def main(config: BrokerConfig) -> int:
-    """The broker process. Returns the exit code; every error is one line that says what to do."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(message)s")
-    try:
-        storage = DiskStorage.open(
-            Path(config.data_directory),
-            broker=config.broker,
-            journal_file_bytes=config.journal_file_bytes,
-            log_file_bytes=config.log_file_bytes,
-            cache_bytes=config.cache_bytes,
-            flush_bytes=config.flush_bytes,
-            flush_interval_s=config.flush_interval_s,
-            reserve_bytes=config.reserve_bytes,
-        )
-        trio.run(_process, config, storage)
-    except (StreamqError, StorageFailedError, KeyboardInterrupt) as error:
-        return _report(error, config)
-    except BaseExceptionGroup as group:
-        first = _first(group)
-        if not isinstance(first, (StreamqError, StorageFailedError, KeyboardInterrupt)):
-            raise
-        return _report(first, config)
-    return 0
-
-
-async def _process(config: BrokerConfig, storage: Storage) -> None:
-    stop = Stopping()
-
-    async def on_signal() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                stop()
-
-    def serving() -> None:
-        host, port = config.address
-        print(f"streamq broker {config.broker} serving on {host}:{port} (pid {os.getpid()})", file=sys.stderr, flush=True)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(on_signal)
-        await run_broker(config, storage, TcpNetwork(), SystemClock(), stop=stop, on_serving=serving)
-        nursery.cancel_scope.cancel()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _report(error: BaseException, config: BrokerConfig) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, StreamqError):
-        hint = f"\n  {error.hint}" if error.hint else ""
-        print(f"streamq: broker {config.broker} cannot serve [{error.code}]: {error}{hint}", file=sys.stderr)
-        return error.exit_code
-    print(f"streamq: the storage failed, so this broker stops; nothing more is acked: {error}", file=sys.stderr)
-    return 1

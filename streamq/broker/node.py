@@ -1,6 +1,9 @@
 """What the parts of one broker share: who it is, its storage, registers and peers, its partitions, and what waits for the next flush."""
 
 import logging
+import random
+import secrets
+import time
 from collections import Counter
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +22,7 @@ from streamq.storage.interface import Identity, Storage
 if TYPE_CHECKING:
     from streamq.broker.partition import Partition
 
-__all__ = ["Clock", "Node"]
+__all__ = ["Clock", "Node", "SystemClock"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,17 @@ class Clock(Protocol):
 
     def token(self) -> bytes:
         """16 random bytes, never the same twice."""
+
+
+class SystemClock:
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def random(self) -> float:
+        return random.random()
+
+    def token(self) -> bytes:
+        return secrets.token_bytes(16)
 
 
 class TakeOverHere(Protocol):

@@ -97,11 +97,11 @@ class Sequencing:
         ticket = Ticket(session, number, batch.size)
         result = self.core.on_produce(batch.header, ticket, node.clock.now_ms())
         if isinstance(result, Assigned):
-            node.took(ticket.size)
+            self._took(ticket)
             stamped = stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time)
             self._store(stamped)
         elif isinstance(result, Duplicate):
-            base = result.base if result.base is not None else 0
+            base = result.base if result.base is not None else -1
             session.acks.append(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable))
             node.touch(session)
             node.counters["duplicates"] += 1
@@ -110,8 +110,12 @@ class Sequencing:
             node.touch(session)
         else:
             assert isinstance(result, Waiting)
-            node.took(ticket.size)
+            self._took(ticket)
             node.counters["duplicates"] += 1
+
+    def _took(self, ticket: Ticket) -> None:
+        self.node.took(ticket.size)
+        ticket.session.pending += 1
 
     @property
     def _durable(self) -> bool:
@@ -188,6 +192,7 @@ class Sequencing:
         ticket = acked.ticket
         assert isinstance(ticket, Ticket)
         self.node.answered(ticket.size)
+        ticket.session.pending -= 1
         ticket.session.acks.append(
             Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), self._durable)
         )
@@ -195,6 +200,7 @@ class Sequencing:
 
     def _nack(self, ticket: Ticket, code: str, message: str) -> None:
         self.node.answered(ticket.size)
+        ticket.session.pending -= 1
         ticket.session.nacks.append(Nack(ticket.number, code, message, self._hint()))
         self.node.touch(ticket.session)
 
@@ -237,10 +243,15 @@ class Sequencing:
             self.node.nursery.start_soon(self._feed, follower, name=f"feed {follower.member.broker} {self.partition.name}")
 
     async def _feed(self, follower: Follower) -> None:
+        """Until the follower is live; pauses and begins again while it is connected and not ready."""
         try:
-            await self._catch_up(follower)
-        except StreamqError as error:
-            log.info("%s: feeding %s paused: %s", self.partition.name, follower.member.broker, error)
+            while not self.is_retired:
+                try:
+                    await self._catch_up(follower)
+                    return
+                except StreamqError as error:
+                    log.info("%s: feeding %s paused: %s", self.partition.name, follower.member.broker, error)
+                await trio.sleep(FEED_PAUSE_S)
         finally:
             follower.is_feeding = False
 
@@ -264,7 +275,7 @@ class Sequencing:
         while peer.channel is channel and not self.is_retired:
             batches = await partition.read_epoch(self.epoch, offset, max_bytes=FEED_BYTES) if offset < self.core.next_offset else []
             if not batches:
-                follower.is_live = offset >= self.core.next_offset
+                self._join(follower, offset)
                 return
             if not peer.has_room:
                 await trio.sleep(FEED_PAUSE_S)
@@ -273,7 +284,7 @@ class Sequencing:
             peer.flush()
             offset = batches[-1].end
             if offset >= self.core.next_offset:
-                follower.is_live = True  # no await since the last batch was read: nothing was assigned in between
+                self._join(follower, offset)
                 return
             with trio.move_on_after(FEED_STALL_S) as waited:
                 while follower.tail < offset:
@@ -281,6 +292,13 @@ class Sequencing:
                     await follower.reported.wait()
             if waited.cancelled_caught:
                 return  # `_watch` begins again
+
+    def _join(self, follower: Follower, offset: int) -> None:
+        """It has been sent everything: no await since the last batch was read, so nothing was assigned in between."""
+        follower.is_live = offset >= self.core.next_offset
+        if follower.is_live:
+            self._send(follower, ())  # the watermark, which it may not know
+            self.node.flush()
 
     async def _watch(self) -> None:
         """Finds followers that should have reported more by now, whatever was lost on the way."""

@@ -11,7 +11,7 @@ from streamq.broker.session import Session
 from streamq.model.errors import ProtocolError
 from streamq.model.ids import Member
 from streamq.model.limits import MiB
-from streamq.model.messages import Failure, Hello, Welcome
+from streamq.model.messages import Failure, Heartbeat, Hello, Welcome
 from streamq.net.budget import ByteBudget
 from streamq.net.channel import Channel
 from streamq.net.handshake import FEATURES, Greeting, agree_version, answer, receive_hello
@@ -26,7 +26,7 @@ LARGE_FRAMES_BYTES_MAX: Final = 32 * MiB
 """Incomplete large frames of all clients together."""
 COMPLAINTS_PER_S: Final = 1.0
 """Lines logged about broken connections; more are counted and summed up, so that nobody can make a broker log without bound."""
-GOODBYE_S: Final = 1.0
+CLIENT_HEARTBEAT_S: Final = 0.2
 
 
 class Router(Protocol):
@@ -71,19 +71,28 @@ class Server:
         self._lost = lost
         self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
         self._complaints = Complaints()
-        self._channels: set[Channel] = set()
+        self._sessions: set[Session] = set()
         self.connections = 0
         self.connections_total = 0
 
     async def run(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         """Serves until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._beat)
             await trio.serve_listeners(self._serve, [listener], handler_nursery=nursery)
+
+    async def _beat(self) -> None:
+        """Clients that wait for something hear that this broker is alive, so that they can leave one that is not."""
+        while True:
+            await trio.sleep(CLIENT_HEARTBEAT_S)
+            for session in self._sessions:
+                if session.member is None and session.is_awaiting:
+                    session.channel.send(Heartbeat())
 
     async def drain(self) -> None:
         """Waits until what is queued on the connections has been sent; the caller bounds the time."""
-        for channel in list(self._channels):
-            await channel.drain(1)
+        for session in list(self._sessions):
+            await session.channel.drain(1)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         self.connections += 1
@@ -138,7 +147,7 @@ class Server:
                 self._heard(member.broker)
             router.deliver(session, frame)
 
-        self._channels.add(channel)
+        self._sessions.add(session)
         try:
             for frame in greeting.rest:
                 take(frame)
@@ -149,7 +158,7 @@ class Server:
                 budget=self._budget if member is None else None,
             )
         finally:
-            self._channels.discard(channel)
+            self._sessions.discard(session)
             router.ended(session)
             if member is not None:
                 self._lost(member.broker)

@@ -20,14 +20,17 @@ class Session:
         self.member = member
         self.version = version
         self.requests = 0
+        self.pending = 0
+        """Batches taken from it whose outcome is not sent yet."""
         self.subscriptions: dict[int, Subscription] = {}
         self.acks: list[Ack] = []
         self.nacks: list[Nack] = []
         self.stored: list[StoredRun] = []
 
     @property
-    def waits(self) -> bool:
-        return bool(self.acks or self.nacks or self.stored)
+    def is_awaiting(self) -> bool:
+        """Whether the other side waits for an answer."""
+        return self.requests > 0 or self.pending > 0
 
     def flush(self) -> None:
         """One frame for all outcomes of batches, one for all reports of stored ones."""

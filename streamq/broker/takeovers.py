@@ -9,16 +9,15 @@ import trio
 from streamq.broker.partition import Answered
 from streamq.broker.sequencing import Sequencing
 from streamq.broker.session import buffers
-from streamq.log.takeover import (
+from streamq.log.takeover import Phase, Takeover
+from streamq.log.takeover_effects import (
     AskTakeOver,
     ChangeRegister,
     OpenEpoch,
-    Phase,
     ReadRegister,
     SendRepair,
     SendSeal,
     StartCopy,
-    Takeover,
     TakeoverAlarm,
     TakeoverEffect,
 )

@@ -96,7 +96,7 @@ def _report(done: str, names: list[str], options: argparse.Namespace) -> None:
 
 
 def init(options: argparse.Namespace) -> int:
-    """Founds a cluster on several machines: a configuration for each broker, and the founding that each is given once with `broker init`."""
+    """Founds a cluster on several machines: a configuration for each broker, and the founding, given once to each with `broker init`."""
     directory = Path(options.directory)
     if (directory / "founding.json").exists():
         raise AlreadyExistsError(

@@ -36,8 +36,8 @@ KILL_TIMEOUT_S: Final = 5.0
 STOP_MARGIN_S: Final = 5.0
 POLL_S: Final = 0.02
 LOG_TAIL_BYTES: Final = 8192
-_error_line: Final = re.compile(r"error\[(\w+)\]: (.*)")
-_hint_line: Final = re.compile(r"  try: (.*)")
+_error_line: Final = re.compile(r"(?:error|streamq: broker \S+ cannot serve )\[(\w+)\]: (.*)")
+_hint_line: Final = re.compile(r"  (?:try: )?(\S.*)")
 
 
 class LocalBroker(NamedTuple):
@@ -142,14 +142,14 @@ class LocalCluster:
     def _found(self, settings: Sequence[str]) -> None:
         """Every directory gets its identity. A founding that was interrupted goes on with the incarnations that were drawn for it."""
         for broker in self.brokers:
-            self._write_config(broker, settings)
+            self.write_config(broker, settings)
             if not (broker.data / "identity").exists():
                 found_directory(load_config(broker.config), self.founding)
         founded = Founding(self.founding.cluster, self.founding.brokers, founded=True)
         founded.write(self.directory / "cluster.json")
         self.founding = founded
 
-    def _write_config(self, broker: LocalBroker, settings: Sequence[str] = ()) -> BrokerConfig:
+    def write_config(self, broker: LocalBroker, settings: Sequence[str] = ()) -> BrokerConfig:
         broker.directory.mkdir(parents=True, exist_ok=True)
         if not broker.config.exists():
             text = config_text(self._founding_of(broker), data_directory=broker.data, settings=settings)
@@ -188,7 +188,7 @@ class LocalCluster:
             for broker in missing:
                 _refuse_port_in_use(broker)
             for broker in missing:
-                self._write_config(broker)
+                self.write_config(broker)
                 log_begin = _rotate_log(broker)
                 _, process = start_broker(broker.directory, broker.config)
                 self._children.append(process)

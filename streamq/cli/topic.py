@@ -1,4 +1,4 @@
-"""`streamq topic`: create, list, describe and remove topics. What is shown comes from the registers and from quorum reads, not from hints."""
+"""`streamq topic`: create, list, describe and remove topics. What is shown comes from registers and quorum reads, not from hints."""
 
 import argparse
 import datetime
@@ -140,7 +140,7 @@ def rm(options: argparse.Namespace) -> int:
             note(f"would remove with all their records: {', '.join(options.topic)}")
             return 0
         confirm(f"remove {', '.join(options.topic)} with all their records?", yes=options.yes)
-        removed = []
+        removed: list[str] = []
         for name in options.topic:
             try:
                 admin.ask(DeleteTopic(name), Ok, is_change=True)

@@ -1,4 +1,4 @@
-"""What the log cores ask of their runner. Durable-before-send is data here: what must wait for the disk rides on the write (`Persist.then`)."""
+"""What a replica asks of its runner. Durable-before-send is data: what must wait for the disk rides on the write (`Persist.then`)."""
 
 import msgspec
 

@@ -1,8 +1,8 @@
 """How a replica keeps its idempotence table up to date: headers of stored batches wait here until they are committed, then they are folded.
 
 Only what is both committed (below the high watermark of the open epoch, or below the end of a closed one) and durable here is folded, in
-offset order, so void batches never enter the table (P-34). A header that is not in memory (after a start, after refilling, past the bound) is
-asked for: `needed` says from where on storage should be read.
+offset order, so void batches never enter the table (P-34). A header that is not in memory (after a start, after refilling, past the bound)
+has to be read from storage.
 """
 
 from collections import deque

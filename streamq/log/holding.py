@@ -1,8 +1,8 @@
 """What a replica holds: its runs and their tails, its durable state, what of it may be read, what is missing, and what is folded.
 
-Each epoch has an end of what was *taken* (durable or on its way to the disk) and an end of what is *durable*, the local tail. The journal keeps
-the order of what is given to it, so a mark or a chain that is written after some batches is durable no earlier than they are (4.4), and the
-first store of an epoch is never durable before the cuts of the epochs below it (step 6).
+Each epoch has an end of what was *taken* (durable or on its way to the disk) and an end of what is *durable*, the local tail. The journal
+keeps the order of what is given to it, so a mark or a chain that is written after some batches is durable no earlier than they are (4.4),
+and the first store of an epoch is never durable before the cuts of the epochs below it (step 6).
 """
 
 import enum
@@ -60,7 +60,7 @@ class Holding:
     """What a replica holds of one partition, and what follows from it. `Replica` adds the messages.
 
     Invariants: those of `Tails`; stores are accepted in one epoch at most, which is the newest opened, open, above the sealed mark, names
-    this broker in this incarnation and is not in limbo; the high watermark shown belongs to an epoch whose chain is durable and never falls.
+    this broker in this incarnation and is not in limbo; the high watermark shown is of an epoch whose chain is durable, and never falls.
     """
 
     def __init__(self, me: Member, state: ReplicaState, runs: Mapping[int, tuple[int, int]], table: IdempotenceTable | None = None) -> None:
@@ -73,7 +73,8 @@ class Holding:
         self._tails = Tails(runs)
         self._fold = Fold(table if table is not None else IdempotenceTable())
         self._pending = 0
-        self._newest = max(0, *runs)
+        self._pending_synced = 0
+        self._newest = max((0, *runs))
         self._told = (0, 0)
         self._shown = (0, 0)
         self._repeats: list[tuple[int, object]] = []
@@ -104,6 +105,11 @@ class Holding:
     def high_watermark(self) -> tuple[int, int]:
         """(epoch, offset) of the newest epoch that was opened durably; (0, 0) if none was. Monotone (I-6)."""
         return self._shown
+
+    @property
+    def start_offset(self) -> int:
+        """The trim point, as far as told (P-41)."""
+        return self._state.start_offset
 
     @property
     def accepts_epoch(self) -> int | None:
@@ -163,6 +169,7 @@ class Holding:
         segment = self._state.segment(epoch)
         if segment is None or segment.end is None:
             return []
+        self._verify(epoch, batches)
         fresh = self._continuation(epoch, batches, segment.end)
         return [self._take(epoch, fresh)] if fresh else []
 
@@ -195,13 +202,15 @@ class Holding:
     def on_damaged(self, epoch: int, base: int, end: int) -> list[Effect]:
         """These offsets fail their checksum in a log file: in limbo for the epoch until they are restored (P-30). No tail falls."""
         effects: list[Effect] = []
-        self._change(effects, msgspec.structs.replace(self._state, damaged=with_damage(self._state.damaged, DamagedRange(epoch, base, end))))
+        damaged = with_damage(self._state.damaged, DamagedRange(epoch, base, end))
+        self._change(effects, msgspec.structs.replace(self._state, damaged=damaged))
         return effects
 
     def on_restored(self, epoch: int, base: int, end: int) -> list[Effect]:
         """The good bytes lie there again, durably."""
         effects: list[Effect] = []
-        self._change(effects, msgspec.structs.replace(self._state, damaged=without_damage(self._state.damaged, DamagedRange(epoch, base, end))))
+        damaged = without_damage(self._state.damaged, DamagedRange(epoch, base, end))
+        self._change(effects, msgspec.structs.replace(self._state, damaged=damaged))
         return effects
 
     def _holds(self, segment: Segment) -> bool:
@@ -275,8 +284,7 @@ class Holding:
         for cut in self._tails.cuts(state):
             self._fold.cut(cut.epoch, cut.end)
             effects.append(cut)
-        self._pending += 1
-        effects.append(Persist(state=state))
+        effects.append(self._persist(Persist(state=state)))
         self.check()
 
     def _limbo_is_over(self, state: ReplicaState, epoch: int) -> bool:
@@ -316,6 +324,14 @@ class Holding:
             return segment.end
         return self._shown[1] if epoch == self._shown[0] else base
 
+    def _verify(self, epoch: int, batches: Iterable[Batch]) -> None:
+        """P-39: before anything is changed. Raises ProtocolError."""
+        partition = self._state.id
+        for batch in batches:
+            header = batch.header
+            if header.epoch != epoch or header.partition != partition:
+                raise ProtocolError(f"a batch of another epoch or partition came in a run of epoch {epoch}", code="protocol")
+
     def _continuation(self, epoch: int, batches: Iterable[Batch], limit: int) -> tuple[Batch, ...]:
         """Those of the batches that continue what was taken (P-13), up to `limit`: what lies below is a repeat, what lies above a gap."""
         state = self._state
@@ -324,11 +340,7 @@ class Holding:
         begins = not self._tails.has_run(epoch)
         fresh: list[Batch] = []
         for batch in batches:
-            header = batch.header
-            if header.epoch != epoch or header.partition != state.id:
-                raise ProtocolError(f"a batch of epoch {header.epoch} came in a run of epoch {epoch}, or of another partition", code="protocol")
-            base = header.base
-            end = base + header.records
+            base, end = batch.base, batch.end
             if end <= at:
                 continue
             # P-41: a run that begins at the start offset may begin inside a batch.
@@ -344,8 +356,14 @@ class Holding:
         add = self._fold.add
         for batch in fresh:
             add(epoch, batch.header)
+        # P-37, unless something before it waits for a sync: what comes back from storage keeps its order.
+        sync = self._syncs or epoch != self._accepts or self._pending_synced > 0
+        return self._persist(Persist(fresh, epoch, end, None, then, report_to, sync))
+
+    def _persist(self, persist: Persist) -> Persist:
         self._pending += 1
-        return Persist(fresh, epoch, end, None, then, report_to, self._syncs or epoch != self._accepts)
+        self._pending_synced += persist.sync
+        return persist
 
     def check(self) -> None:
         """The cheap invariants."""

@@ -3,9 +3,9 @@
     producer id -> producer epoch, last sequence, append time of its last batch, places of its last K batches
 
 Two tables folded over the same headers answer alike, on whatever replica, because nothing but the headers goes in: an entry expires when
-the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch. Append times never fall, so an entry that has expired
-once stays expired, and dropping it from memory earlier or later changes no answer. The fold refuses nothing: refusing is the sequencer's part,
-which asks `verdict` before it assigns.
+the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch. Append times never fall, so an entry that has
+expired once stays expired, and dropping it from memory earlier or later changes no answer. The fold refuses nothing: refusing is the
+sequencer's part, which judges a batch before it assigns.
 """
 
 from collections import OrderedDict, deque
@@ -17,7 +17,20 @@ from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER, ProducerId
 from streamq.model.limits import DEDUP_BATCHES, PRODUCER_EXPIRY_MS
 
-__all__ = ["Fenced", "Gap", "IdempotenceTable", "Next", "Place", "Producer", "ProducerSnapshot", "Repeat", "TableSnapshot", "Verdict", "first_batch", "judge"]
+__all__ = [
+    "Fenced",
+    "Gap",
+    "IdempotenceTable",
+    "Next",
+    "Place",
+    "Producer",
+    "ProducerSnapshot",
+    "Repeat",
+    "TableSnapshot",
+    "Verdict",
+    "first_batch",
+    "judge",
+]
 
 
 class Place(NamedTuple):
@@ -56,7 +69,7 @@ _NEXT = Next()
 
 
 class Producer:
-    """What is known of one producer. Invariant: `places` are the last of its batches in `epoch`, sequences consecutive, ending in `last_sequence`."""
+    """What is known of one producer. Invariant: `places` are the last of its batches in `epoch`, consecutive, up to `last_sequence`."""
 
     __slots__ = ("append_time", "epoch", "last_sequence", "places")
 
@@ -117,8 +130,9 @@ class TableSnapshot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IdempotenceTable:
-    """The fold over everything committed in `[0, position)`. Invariants: entries are ordered by the append time of their last batch, oldest first;
-    none is newer than `last_append_time`."""
+    """The fold over everything committed in `[0, position)`.
+
+    Invariants: entries are ordered by the append time of their last batch, oldest first; none is newer than `last_append_time`."""
 
     def __init__(self, position: int = 0) -> None:
         self.position = position

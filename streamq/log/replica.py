@@ -39,6 +39,7 @@ class Replica(Holding):
         epoch = run.epoch
         if epoch != self._accepts:
             return [self._stored(reply_to, epoch, *self._rejection(epoch))]
+        self._verify(epoch, batches)
         effects: list[Effect] = []
         if run.high_watermark > self._told[1]:
             self._told = (epoch, run.high_watermark)
@@ -63,6 +64,7 @@ class Replica(Holding):
     def on_durable(self, persist: Persist) -> list[Effect]:
         """Call for each `Persist`, in order, once it is durable."""
         self._pending -= 1
+        self._pending_synced -= persist.sync
         effects: list[Effect] = []
         if persist.state is not None:
             self._on_state_durable(persist.state, effects)
@@ -135,6 +137,7 @@ class Replica(Holding):
 
         Also how the broker that runs a takeover stores what it copied below L (step 3): `reply_to` then leads back to the takeover."""
         epoch = repair.segment.epoch
+        self._verify(epoch, batches)
         base = self._note_base(epoch, repair.segment.base)
         state = self._sealed_up_to(epoch)
         if not state.topic:
@@ -149,7 +152,9 @@ class Replica(Holding):
         fresh = self._continuation(epoch, batches, OFFSET_MAX if end is None else end)
         tail = fresh[-1].end if fresh else self._tails.taken(state, epoch)
         assert tail is not None
-        reply = Reply(reply_to, Repaired(epoch=epoch, local_tail=tail, end=end))
+        # P-30: a tail never falls, but what is damaged below it is not whole, and nobody may count on it.
+        whole = min((tail, *(d.base for d in state.damaged if d.epoch == epoch)))
+        reply = Reply(reply_to, Repaired(epoch=epoch, local_tail=whole, end=end))
         if fresh:
             effects.append(self._take(epoch, fresh, then=(reply,)))
         else:
@@ -205,5 +210,4 @@ class Replica(Holding):
         if type(last) is Persist:
             effects[-1] = msgspec.structs.replace(last, then=(*last.then, reply))
             return
-        self._pending += 1
-        effects.append(Persist(state=self._state, then=(reply,)))
+        effects.append(self._persist(Persist(state=self._state, then=(reply,))))

@@ -1,11 +1,11 @@
 """The sequencer: who assigns offsets in one open epoch, and decides when a batch is acked (protocol sections 4 and 8).
 
-Batches get consecutive offsets in the order of `on_produce` and wait in flight until the high watermark, the W-th largest local tail of the
-segment's replicas, passes them. A local tail only counts from a replica named in the segment with its incarnation, and only from reports of a
-replica that is not sealed (P-11). One rejection for a sealed epoch ends it all (P-14).
+Batches get consecutive offsets in the order of `on_produce` and wait in flight until the high watermark, the W-th largest local tail of
+the segment's replicas, passes them. A local tail only counts from a replica named in the segment with its incarnation, and only from
+reports of a replica that is not sealed (P-11). One rejection for a sealed epoch ends it all (P-14).
 
-What was assigned but is not committed yet is judged from an overlay: a producer's entry is copied from the replica's table when its first batch
-of this epoch is assigned, and goes on here. Until then the table cannot hold anything of this epoch about that producer.
+What was assigned but is not committed yet is judged from an overlay: a producer's entry is copied from the replica's table when its first
+batch of this epoch is assigned, and goes on here. Until then the table cannot hold anything of this epoch about that producer.
 """
 
 import enum
@@ -208,7 +208,9 @@ class Sequencer:
             self._expire()
             count = len(self._table.live(at=self.last_append_time) | self._overlay.keys())
             if count >= PRODUCERS_PER_PARTITION_MAX:
-                return Refused("limit_reached", f"this partition knows {count} idempotent producers; entries expire a week after their last batch")
+                return Refused(
+                    "limit_reached", f"this partition knows {count} idempotent producers; entries expire a week after their last batch"
+                )
         return None
 
     def _note(self, producer: ProducerId, epoch: int, known: Producer | None, place: Place) -> None:
@@ -241,7 +243,9 @@ class Sequencer:
         if state == "stored":
             tail = run.local_tail
             if tail > self.next_offset:
-                raise ProtocolError(f"{member.broker} reports a local tail of {tail}, past {self.next_offset}, all that was sent", code="protocol")
+                raise ProtocolError(
+                    f"{member.broker} reports a local tail of {tail}, past {self.next_offset}, all that was sent", code="protocol"
+                )
             if tail <= before:
                 return _NOTHING
             self._tails[member] = tail
@@ -263,8 +267,7 @@ class Sequencer:
         while in_flight and in_flight[0].end <= mark:
             flight = in_flight.popleft()
             del self._by_base[flight.base]
-            for ticket in flight.tickets:
-                acks.append(Acked(ticket, flight.base, flight.append_time, copies))
+            acks += [Acked(ticket, flight.base, flight.append_time, copies) for ticket in flight.tickets]
             left = self._flying.get(flight.producer, 1) - 1
             if left:
                 self._flying[flight.producer] = left

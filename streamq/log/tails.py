@@ -69,14 +69,14 @@ class Tails:
         """What was taken up to `end` is durable. Returns the local tail before and after; a cut in between is respected."""
         taken = self._taken.get(epoch)
         before = self._durable.get(epoch, 0)
-        if taken is None:
+        if taken is None or end <= self._bases[epoch]:
             return before, before
         after = max(before, min(end, taken))
         self._durable[epoch] = after
         return before, after
 
     def cuts(self, state: ReplicaState) -> list[Cut]:
-        """Step 6 and P-41: every run is cut at its own epoch's end; forgotten is one that leaves the chain or lies behind the start offset."""
+        """Step 6, P-41: each run is cut at its own epoch's end; forgotten is one that leaves the chain or lies behind the start offset."""
         cuts: list[Cut] = []
         for epoch, taken in list(self._taken.items()):
             end = end_of(state, epoch)

@@ -1,19 +1,19 @@
-"""Takeover (protocol section 5) as an explicit state machine, run by one replica B of the open epoch e. Times are seconds of a steady clock.
+"""Takeover (protocol section 5) as a state machine, run by one replica B of the open epoch e. Times are seconds of a steady clock.
 
     READ ──► SEAL ──► COPY ──► REPAIR ──► CLOSE ──► OPEN ──► DONE
                 └────────────────^ nothing to copy
     from SEAL: DEFERRED; from anywhere: LOST, STUCK; from COPY and REPAIR back to READ when holders are lost (step 3)
 
-Any number of these may run at once, on any brokers, and stop anywhere: what decides is the register change alone (P-19). All that safety needs
-is here: who is counted (`_good`), L and its check (`_digest`), that the register is changed only after the repair (P-18), and that L and the
-answers it came from never outlive a loss.
+Any number of these may run at once, on any brokers, and stop anywhere: what decides is the register change alone (P-19). All that safety
+needs is here: who is counted (`Digest.good`), L and its check (`_read_digest`), that the register is changed only after the repair (P-18),
+and that L and the answers it came from are dropped when somebody else was first.
 """
 
 import enum
-from typing import Final, NamedTuple
+from typing import Final
 
-import msgspec
-
+from streamq.log.digest import Digest, SealAnswer
+from streamq.log.next_epoch import closed_segment, lack_of_replicas, next_replicas, opened_segment
 from streamq.log.takeover_effects import (
     AskTakeOver,
     ChangeRegister,
@@ -27,8 +27,7 @@ from streamq.log.takeover_effects import (
 )
 from streamq.model.ids import Member, PartitionId
 from streamq.model.messages import Repaired, Seal, Sealed
-from streamq.model.quorum import Quorum, reopen_quorum, seal_quorum
-from streamq.model.registers import PartitionRegister, Segment
+from streamq.model.registers import PartitionRegister
 
 __all__ = [
     "AskTakeOver",
@@ -68,19 +67,12 @@ class Phase(enum.Enum):
 _OVER: Final = frozenset({Phase.DONE, Phase.LOST, Phase.DEFERRED, Phase.STUCK})
 
 
-class _Answer(NamedTuple):
-    member: Member
-    tail: int
-    high_watermark: int
-    limbo: bool
-
-
 class Takeover:
-    """Carry out each effect, feed each outcome, call `on_deadline(now)` at `next_deadline`, until `is_over`. Late and repeated outcomes are welcome.
+    """Carry out each effect, feed each outcome, call `on_deadline(now)` at `next_deadline`, until `is_over`. Late and repeated outcomes do
+    no harm. When the phase leaves COPY or REPAIR, cancel what is left of StartCopy and SendRepair.
 
     `attempt` is 16 fresh random bytes for each Takeover (P-5). `epoch` is the one to take over from; if the register is past it: LOST.
-    When the phase leaves COPY or REPAIR, cancel what is left of StartCopy and SendRepair. Invariant: `tail` (L) and `high_watermark` are those
-    of the present round; after CLOSE was reached they never change.
+    Invariant: `tail` (L) and `high_watermark` are those of the present round; once CLOSE was reached they never change.
     """
 
     def __init__(
@@ -96,8 +88,9 @@ class Takeover:
         change_timeout_s: float = 8.0,
         defer_above: int | None = None,
     ) -> None:
-        """`grace_s`: how long to wait for the answers beyond those needed; `step_timeout_s`: a step without progress; `change_timeout_s`: the
-        register change with its retries; `defer_above`: lacking more offsets than this below L, the most complete replica is asked instead."""
+        """`grace_s`: how long to wait for the answers beyond those needed; `step_timeout_s`: a step without progress; `change_timeout_s`:
+        the register change with its retries; `defer_above`: when more offsets than this are lacking below L, the most complete replica is
+        asked instead."""
         self._me = me
         self._partition = partition
         self._epoch = epoch
@@ -114,11 +107,10 @@ class Takeover:
         self.tail = 0
         """L, from COPY on."""
         self.high_watermark = 0
-        self._segment: Segment | None = None
+        self._digest: Digest
         self._asked: tuple[str, ...] = ()
-        self._answers: dict[str, _Answer] = {}
-        self._unreachable: set[str] = set()
         self._grace_until: float | None = None
+        self._waits_for_all = False
         self._deadline: float = now + step_timeout_s
         self._rounds = 0
         self._changes = 0
@@ -134,7 +126,7 @@ class Takeover:
     def next_deadline(self) -> float | None:
         if self.is_over:
             return None
-        return self._deadline if self._grace_until is None else min(self._deadline, self._grace_until)
+        return self._deadline if self._grace_until is None or self._waits_for_all else min(self._deadline, self._grace_until)
 
     def start(self) -> list[TakeoverEffect]:
         return [ReadRegister()]
@@ -153,12 +145,11 @@ class Takeover:
             return self._lost()
         if last.member(self._me.broker) is None:
             return self._stuck(f"{self._me.broker} is no replica of epoch {last.epoch}")
-        self._segment = last
-        self._answers.clear()
-        self._unreachable.clear()
+        self._digest = Digest(last)
         self._repairing.clear()
         self._resent.clear()
         self._grace_until = None
+        self._waits_for_all = False
         self.phase = Phase.SEAL
         self._deadline = now + self._step_timeout_s
         seal = Seal(partition=self._partition, epoch=last.epoch, base=last.base)
@@ -177,98 +168,72 @@ class Takeover:
             return []
         if sealed.end is not None:
             return self._again("the epoch is closed, a replica says", now)
-        if member.broker in self._answers:
+        if member.broker in self._digest.answers:
             return []
-        answer = _Answer(member, sealed.local_tail, sealed.high_watermark, sealed.limbo)
-        self._unreachable.discard(member.broker)
-        self._answers[member.broker] = answer
+        self._digest.add(member, sealed)
         if self.phase is Phase.SEAL:
             return self._weigh(now)
-        if answer.high_watermark > self.tail:
-            return self._impossible(answer.high_watermark, self.tail)
+        if sealed.high_watermark > self.tail:
+            return self._impossible(sealed.high_watermark)
         return self._go_on_repairing(now) if self.phase is Phase.REPAIR else []
 
     def on_unreachable(self, broker: str, now: float) -> list[TakeoverEffect]:
         """`SendSeal` or `SendRepair` got no answer."""
         if self.phase is Phase.SEAL:
-            if broker not in self._answers:
-                self._unreachable.add(broker)
+            if broker not in self._digest.answers:
+                self._digest.unreachable.add(broker)
             return self._weigh(now)
         if self.phase is Phase.REPAIR and broker in self._repairing:
             self._repairing.discard(broker)
-            self._answers.pop(broker, None)
-            self._unreachable.add(broker)
+            self._digest.forget(broker)
             return self._go_on_repairing(now)
         return []
 
-    def _good(self) -> dict[str, _Answer]:
-        """The answers that count in e: of a replica named with that incarnation (P-10), not in limbo for it (P-29)."""
-        assert self._segment is not None
-        named = self._segment.replicas
-        return {broker: a for broker, a in self._answers.items() if a.member in named and not a.limbo}
-
     def _weigh(self, now: float) -> list[TakeoverEffect]:
         """Step 1: whether the answers are enough, and all that need be waited for."""
-        segment = self._segment
-        assert segment is not None
-        good = self._good()
-        awaited = [b for b in self._asked if b not in self._answers and b not in self._unreachable]
-        needed = seal_quorum(replicas=len(segment.replicas), write=segment.write)
-        own = self._answers.get(self._me.broker)
-        if len(good) < needed or own is None:
-            if awaited and now < self._deadline:
-                return []
-            return self._stuck(f"{len(good)} of the {needed} seals that epoch {segment.epoch} needs were answered")
-        if self._me.broker not in good:
-            return self._defer(good, "this broker's own replica does not count in the epoch")
+        digest = self._digest
+        may_wait = now < self._deadline and any(b not in digest.answers and b not in digest.unreachable for b in self._asked)
+        lack = digest.lack_of_seals()
+        if lack is None and self._me.broker not in digest.answers:
+            lack = "this broker's own replica did not answer"
+        if lack is not None:
+            return [] if may_wait else self._stuck(lack)
+        if self._me.broker not in digest.good():
+            return self._defer("this broker's own replica does not count in the epoch")
         if self._grace_until is None:
             self._grace_until = now + self._grace_s
-        if awaited and now < self._grace_until:
+        if may_wait and now < self._grace_until:
             return []
         if lack := self._lack():
-            if awaited and now < self._deadline:
-                self._grace_until = self._deadline
-                return []
-            return self._stuck(lack)
-        return self._digest(good, now)
+            self._waits_for_all = True
+            return [] if may_wait else self._stuck(lack)
+        return self._read_digest(now)
 
     def _lack(self) -> str | None:
         """Why steps 4 and 5 cannot be done with the brokers that have answered; None if they can."""
-        segment, register = self._segment, self.register
-        assert segment is not None
-        assert register is not None
-        good = self._good()
-        tail = max(a.tail for a in good.values())
-        told = max(a.high_watermark for a in self._answers.values())
-        holders = sum(1 for broker in self._answers if segment.member(broker) is not None)
-        if told < tail and holders < segment.write:
-            return f"the tail of epoch {segment.epoch} has to be repaired on {segment.write} brokers, and {holders} answer"
-        replicas = self._next_replicas()
-        quorum = Quorum(len(replicas), register.write, register.read)
-        if fault := quorum.fault():
-            return f"no epoch can follow {segment.epoch}: {fault}"
-        answered = sum(1 for m in replicas if m.broker in self._answers)
-        needed = reopen_quorum(replicas=quorum.replicas, write=quorum.write)
-        if answered < needed:
-            return f"the next epoch needs {needed} of its replicas to answer, and {answered} do"
-        return None
+        digest = self._digest
+        keepers, needed = len(digest.keepers()), digest.segment.write
+        if digest.high_watermark() < digest.tail() and keepers < needed:
+            return f"the tail of epoch {self._epoch} has to be repaired on {needed} brokers, and {keepers} answer"
+        return self._lack_of_replicas()
 
-    def _digest(self, good: dict[str, _Answer], now: float) -> list[TakeoverEffect]:
-        """Step 2: L is the largest local tail; everything acked in e is below it, because the seals intersect every W."""
-        assert self._segment is not None
+    def _read_digest(self, now: float) -> list[TakeoverEffect]:
+        """Step 2."""
+        digest = self._digest
         self._grace_until = None
-        self.tail = max(a.tail for a in good.values())
-        self.high_watermark = max(self._segment.base, *(a.high_watermark for a in self._answers.values()))
+        self.tail = digest.tail()
+        self.high_watermark = digest.high_watermark()
         if self.high_watermark > self.tail:
-            return self._impossible(self.high_watermark, self.tail)
+            return self._impossible(self.high_watermark)
+        good = digest.good()
         own = good[self._me.broker].tail
         if self._defer_above is not None and self.tail - own > self._defer_above:
-            return self._defer(good, f"this broker lacks {self.tail - own} offsets")
+            return self._defer(f"this broker lacks {self.tail - own} offsets")
         self._deadline = now + self._step_timeout_s
         if own < self.tail:
             self.phase = Phase.COPY
-            others = sorted((a for a in good.values() if a.tail > own), key=lambda a: -a.tail)
-            return [StartCopy(self._segment, own, self.tail, tuple(a.member.broker for a in others))]
+            others = sorted((a for a in good.values() if a.tail > own), key=_tail, reverse=True)
+            return [StartCopy(digest.segment, own, self.tail, tuple(a.member.broker for a in others))]
         self.phase = Phase.REPAIR
         return self._go_on_repairing(now)
 
@@ -278,7 +243,7 @@ class Takeover:
         """The own replica holds everything of e below `local_tail`, durably."""
         if self.phase is not Phase.COPY:
             return []
-        self._hold(self._me.broker, local_tail)
+        self._digest.hold(self._me.broker, local_tail, below=self.tail)
         self._deadline = now + self._step_timeout_s
         if local_tail < self.tail:
             return []
@@ -295,72 +260,134 @@ class Takeover:
         if repaired.end is not None:
             return self._again("the epoch is closed, a replica says", now)
         broker = member.broker
-        answer = self._answers.get(broker)
-        if answer is None or answer.member != member:
+        if self._digest.members.get(broker) != member:
             return []
-        if repaired.local_tail > answer.tail:
-            self._hold(broker, repaired.local_tail)
+        if self._digest.hold(broker, repaired.local_tail, below=self.tail):
             self._deadline = now + self._step_timeout_s
         elif repaired.local_tail < self.tail:
             # It takes repairs from its own tail on only (P-13), which is not where this one began.
             self._resent[broker] = resent = self._resent.get(broker, 0) + 1
             if resent > RESENDS_MAX:
                 return self.on_unreachable(broker, now)
-            assert self._segment is not None
-            return [SendRepair(broker, self._segment, repaired.local_tail, self.tail)]
+            return [SendRepair(broker, self._digest.segment, repaired.local_tail, self.tail)]
         return self._go_on_repairing(now)
-
-    def _hold(self, broker: str, tail: int) -> None:
-        answer = self._answers[broker]
-        self._answers[broker] = answer._replace(tail=max(answer.tail, tail))
 
     def _go_on_repairing(self, now: float) -> list[TakeoverEffect]:
         """Step 4: everything between the high watermark and L on W brokers, replicas of e before those that take their place."""
-        segment = self._segment
-        assert segment is not None
-        good = self._good()
-        candidates = list(good)
-        if len(good) < segment.write:
-            candidates += [b for b in self._answers if b not in good and segment.member(b) is not None]
-        holding = [b for b in candidates if self._answers[b].tail >= self.tail]
-        if self.high_watermark >= self.tail or len(holding) >= segment.write:
+        digest = self._digest
+        keepers, holding, needed = digest.keepers(), digest.holding(self.tail), digest.segment.write
+        if self.high_watermark >= self.tail or len(holding) >= needed:
             return self._close(now)
-        if len(candidates) < segment.write:
-            return self._again(f"{len(candidates)} brokers are left to repair on, and {segment.write} are needed", now)
-        lacking = [b for b in candidates if b not in holding and b not in self._repairing]
+        if len(keepers) < needed:
+            return self._again(f"{len(keepers)} brokers are left to repair on, and {needed} are needed", now)
+        lacking = [b for b in keepers if b not in holding and b not in self._repairing]
         self._repairing.update(lacking)
-        return [SendRepair(b, segment, self._answers[b].tail, self.tail) for b in lacking]
+        return [SendRepair(b, digest.segment, digest.answers[b].tail, self.tail) for b in lacking]
 
     # --- steps 5 and 6: close, open ------------------------------------------------------------------------------------
 
+    def _replicas(self) -> tuple[Member, ...]:
+        assert self.register is not None
+        return next_replicas(self.register, self._digest.segment, me=self._me, answered=self._digest.members)
+
+    def _lack_of_replicas(self) -> str | None:
+        assert self.register is not None
+        return lack_of_replicas(self.register, self._replicas(), self._digest.answers)
+
     def _close(self, now: float) -> list[TakeoverEffect]:
-        segment, register = self._segment, self.register
-        assert segment is not None
+        """P-18: only reached when the repair is complete."""
+        digest, register = self._digest, self.register
         assert register is not None
-        assert self._me.broker in self._good()
-        if lack := self._lack_of_next():
+        assert digest.good()[self._me.broker].tail >= self.tail
+        if lack := self._lack_of_replicas():
             return self._again(lack, now)
-        closed = msgspec.structs.replace(segment, end=self.tail, replicas=tuple(self._holder(m) for m in segment.replicas))
-        opened = Segment(
-            epoch=segment.epoch + 1,
-            base=self.tail,
-            end=None,
-            replicas=self._next_replicas(),
-            write=register.write,
-            read=register.read,
-            durability=register.durability,
-            sequencer=self._me.broker,
-            attempt=self._attempt,
-        )
+        closed = closed_segment(digest.segment, end=self.tail, replacements=digest.replacements())
+        opened = opened_segment(register, closed, self._replicas(), sequencer=self._me.broker, attempt=self._attempt)
         self.phase = Phase.CLOSE
         self._deadline = now + self._change_timeout_s
         self._change = ChangeRegister(closed, opened)
         return [self._change]
 
-    def _lack_of_next(self) -> str | None:
-        register = self.register
-        assert register is not None
-        replicas = self._next_replicas()
-        answered = sum(1 for m in replicas if m.broker in self._answers)
-        needed = reopen_quorum(replicas=len(replicas), write=register.write)
-        return None if answered >= needed else f"{answered} of the {needed} replicas that the next epoch needs are left"
+    def on_changed(self, register: PartitionRegister, now: float) -> list[TakeoverEffect]:
+        """The register after the change, whoever made it."""
+        return self._on_outcome(register, now) if self.phase is Phase.CLOSE else []
+
+    def on_change_failed(self, now: float) -> list[TakeoverEffect]:
+        """The outcome is unknown: the register says (P-5)."""
+        return [ReadRegister()] if self.phase is Phase.CLOSE else []
+
+    def _on_outcome(self, register: PartitionRegister, now: float) -> list[TakeoverEffect]:
+        assert self._change is not None
+        self.register = register
+        last = register.last
+        if last.epoch == self._epoch and last.is_open:
+            # The same change once more, with the same L: applied twice it is the same as once.
+            self._changes += 1
+            if self._changes > CHANGES_MAX:
+                return self._stuck("the register change failed again and again")
+            return [self._change]
+        if last.epoch != self._epoch + 1 or last.attempt != self._attempt:
+            return self._lost()
+        assert last == self._change.opened, (last, self._change.opened)
+        self.phase = Phase.OPEN
+        self._deadline = now + self._change_timeout_s
+        return [OpenEpoch(register)]
+
+    def on_opened(self, now: float) -> list[TakeoverEffect]:
+        """The own replica has opened the new epoch, durably."""
+        if self.phase is Phase.OPEN:
+            self.phase = Phase.DONE
+        return []
+
+    # --- ends and new beginnings ---------------------------------------------------------------------------------------
+
+    def on_deadline(self, now: float) -> list[TakeoverEffect]:
+        """Call it at `next_deadline` or later; earlier it does nothing."""
+        deadline = self.next_deadline
+        if deadline is None or now < deadline:
+            return []
+        if self.phase is Phase.SEAL:
+            return self._weigh(now)
+        if self.phase in (Phase.COPY, Phase.REPAIR):
+            return self._again(f"{self.phase.name.lower()} made no progress", now)
+        return self._stuck(f"nothing came back in phase {self.phase.name}")
+
+    def _again(self, reason: str, now: float) -> list[TakeoverEffect]:
+        """From step 1: L and the answers it came from are dropped."""
+        assert self.phase in (Phase.SEAL, Phase.COPY, Phase.REPAIR)
+        self._rounds += 1
+        if self._rounds >= ROUNDS_MAX:
+            return self._stuck(reason)
+        self.reason = reason
+        self.phase = Phase.READ
+        self._grace_until = None
+        self._deadline = now + self._step_timeout_s
+        return [ReadRegister()]
+
+    def _impossible(self, told: int) -> list[TakeoverEffect]:
+        reason = f"epoch {self._epoch}: a high watermark of {told} was told, but no replica holds more than {self.tail} (I-6)"
+        return [*self._stuck(reason), TakeoverAlarm(reason)]
+
+    def _defer(self, reason: str) -> list[TakeoverEffect]:
+        others = [a for broker, a in self._digest.good().items() if broker != self._me.broker]
+        if not others:
+            return self._stuck(reason)
+        best = max(others, key=_tail)
+        self.phase = Phase.DEFERRED
+        self.reason = reason
+        self.successor = best.member.broker
+        return [AskTakeOver(self.successor, self._epoch)]
+
+    def _lost(self) -> list[TakeoverEffect]:
+        self.phase = Phase.LOST
+        self.reason = "another takeover was first"
+        return []
+
+    def _stuck(self, reason: str) -> list[TakeoverEffect]:
+        self.phase = Phase.STUCK
+        self.reason = reason
+        return []
+
+
+def _tail(answer: SealAnswer) -> int:
+    return answer.tail

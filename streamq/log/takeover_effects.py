@@ -30,8 +30,8 @@ class SendSeal(msgspec.Struct, frozen=True):
 
 
 class StartCopy(msgspec.Struct, frozen=True):
-    """`Copy` [offset, end) of `segment` from `sources` (best first), each piece through `Replica.on_repair` of the own replica; tell each durable
-    tail by `on_copied`. When no source can go on: `on_copy_failed`."""
+    """`Copy` [offset, end) of `segment` from `sources` (best first), each piece through `Replica.on_repair` of the own replica; tell each
+    durable tail by `on_copied`. When no source can go on: `on_copy_failed`."""
 
     segment: Segment
     offset: int
@@ -50,8 +50,8 @@ class SendRepair(msgspec.Struct, frozen=True):
 
 
 class ChangeRegister(msgspec.Struct, frozen=True):
-    """One compare-and-swap: if `closed.epoch` is last and open, close it as `closed` and append `opened`; then `on_changed` with whatever the
-    register is afterwards (also when it is another's), or `on_change_failed` when the outcome is unknown."""
+    """One compare-and-swap: if `closed.epoch` is last and open, close it as `closed` and append `opened`; then `on_changed` with whatever
+    the register is afterwards (also when it is another's), or `on_change_failed` when the outcome is unknown."""
 
     closed: Segment
     opened: Segment

@@ -56,7 +56,7 @@ class FailureDetector:
         self._expected = self._next_tick(now)
 
     def opinion(self, now: float) -> Opinion:
-        if self._is_refused or now - self._heard >= self._timeout_s:
+        if self._is_refused or now >= self._heard + self._timeout_s:
             return Opinion.DOWN
         return Opinion.DOUBTED if self._is_doubted else Opinion.UP
 

@@ -190,7 +190,10 @@ class Produce(Message, frozen=True, tag=30):
 
 
 class Ack(NamedTuple):
-    """`[base, base + records)` is on `copies` replicas of `of`, synced if `durable`."""
+    """`[base, base + records)` is on `copies` replicas of `of`, synced if `durable`.
+
+    A repeat of a batch older than `DEDUP_BATCHES` is acked with base -1: it is in the log, where is not known any more (P-35).
+    """
 
     ticket: int
     base: int

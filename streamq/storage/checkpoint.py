@@ -19,10 +19,19 @@ from streamq.storage.journal_format import JournalPosition
 from streamq.storage.log_file import LogFile
 from streamq.wire.codec import decode_value, encode
 
-__all__ = ["COPIES", "Checkpoint", "RunRow", "StoredCheckpoint", "load_checkpoints", "save_checkpoint"]
+__all__ = [
+    "COPIES",
+    "Checkpoint",
+    "RunRow",
+    "StoredCheckpoint",
+    "encode_checkpoint",
+    "load_checkpoints",
+    "load_copy",
+    "save_checkpoint",
+    "save_copy",
+]
 
 COPIES: Final = ("checkpoint.a", "checkpoint.b")
-CHECKPOINT_BYTES_MAX: Final = 1 << 30
 FORMAT_VERSION: Final = 1
 MAGIC: Final = b"SQCP"
 _head: Final = struct.Struct("<4sIIQ")
@@ -83,25 +92,30 @@ def decode_checkpoint(content: bytes, *, incarnation: Incarnation) -> Checkpoint
 
 def save_checkpoint(ops: FileOps, directory: Path, checkpoint: Checkpoint) -> None:
     """Both copies, one after the other, each durable before the next is touched."""
-    content = encode_checkpoint(checkpoint)
-    assert len(content) <= CHECKPOINT_BYTES_MAX, f"a checkpoint of {len(content)} bytes"
     for name in COPIES:
-        replace_file(ops, directory / name, content)
+        save_copy(ops, directory, name, encode_checkpoint(checkpoint))
+
+
+def save_copy(ops: FileOps, directory: Path, name: str, content: bytes) -> None:
+    replace_file(ops, directory / name, content)
 
 
 def load_checkpoints(ops: FileOps, directory: Path, *, incarnation: Incarnation) -> list[StoredCheckpoint]:
     """Both copies, whatever is left of them."""
-    return [_load(ops, directory, name, incarnation) for name in COPIES]
+    return [load_copy(ops, directory, name, incarnation=incarnation) for name in COPIES]
 
 
-def _load(ops: FileOps, directory: Path, name: str, incarnation: Incarnation) -> StoredCheckpoint:
+def load_copy(ops: FileOps, directory: Path, name: str, *, incarnation: Incarnation) -> StoredCheckpoint:
     try:
+        length = ops.size(directory / name)
         fd = ops.open_to_read(directory / name)
+        try:
+            content = ops.pread(fd, length, 0)
+        finally:
+            ops.close(fd)
     except FileNotFoundError:
         return StoredCheckpoint(name, None, "it is missing")
-    try:
-        content = ops.pread(fd, CHECKPOINT_BYTES_MAX, 0)
-    finally:
-        ops.close(fd)
+    except OSError as error:
+        return StoredCheckpoint(name, None, str(error))
     decoded = decode_checkpoint(content, incarnation=incarnation)
     return StoredCheckpoint(name, None, decoded) if isinstance(decoded, str) else StoredCheckpoint(name, decoded, "")

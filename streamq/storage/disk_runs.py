@@ -222,8 +222,11 @@ class DiskRuns:
             rows.pop((flush.run.partition, flush.run.epoch), None)
         return Snapshot(flushes, rows, frozenset(self._doomed))
 
-    def end_flush(self, snapshot: Snapshot, flushed: Sequence[FlushedRun]) -> None:
-        """Enters what a flush has made durable, its checkpoint included. What was cut or dropped meanwhile stays so."""
+    def end_flush(self, snapshot: Snapshot, flushed: Sequence[FlushedRun], *, is_complete: bool) -> None:
+        """Enters what a flush has made durable, its checkpoint included. What was cut or dropped meanwhile stays so.
+
+        Files that were doomed are gone, unless it is not complete: then the older copy of the checkpoint may still name them.
+        """
         for flush, files in flushed:
             run = flush.run
             if self.get(run.partition, run.epoch) is not run:
@@ -243,7 +246,8 @@ class DiskRuns:
                 run.must_clip = files[-1].end > run.tail
                 self._mark(run)
             self._doomed.update((run.partition, file.name) for file in flush.files if file.name not in kept)
-        self._doomed -= snapshot.doomed
+        if is_complete:
+            self._doomed -= snapshot.doomed
         self._evict()
 
     def fail_flush(self, snapshot: Snapshot) -> None:

@@ -1,27 +1,30 @@
 """A flush: from memory to log files, then a checkpoint, then the journal is released (P-27). Runs in a thread, beside the group commits.
 
-The order is what makes it safe. Batches are written behind what the last checkpoint names and synced; then both copies of the new checkpoint
-are made durable; only then is the journal released, are cut files shortened, and files removed that no checkpoint names any more. A crash
-or a full disk anywhere before leaves the old checkpoint, and a journal that reaches back to it.
+The order is what makes it safe. Batches are written behind what the last checkpoint names, and synced; then both copies of the new
+checkpoint are made durable; only then is the journal released, are cut files shortened, and files removed that no checkpoint names any
+more. A crash or a full disk anywhere before leaves the old checkpoint, and a journal that reaches back to it. From the moment when the
+first copy may name what was written, none of that is overwritten, even if the second copy finds no room.
 """
 
 import os
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from streamq.model.errors import CorruptDataError
 from streamq.model.ids import Incarnation, PartitionId
-from streamq.storage.checkpoint import Checkpoint, RunRow, save_checkpoint
+from streamq.storage.checkpoint import COPIES, Checkpoint, RunRow, encode_checkpoint, load_copy, save_copy
 from streamq.storage.disk_runs import FlushedRun, RunFlush, Snapshot
 from streamq.storage.file_ops import FileOps
-from streamq.storage.journal import Journal
+from streamq.storage.interface import StorageFailedError
+from streamq.storage.journal import DISK_FULL, Journal
 from streamq.storage.journal_format import JournalPosition
 from streamq.storage.log_file import LOG_HEADER_BYTES, LogFile, LogWriter, log_path, partition_directory
 from streamq.storage.log_index import INDEX_SUFFIX, Anchor, IndexCache, index_path, load_index, save_index
 from streamq.storage.log_reader import LogSource, find_offset
 
-__all__ = ["FlushOrder", "Flusher", "open_source"]
+__all__ = ["FlushOrder", "FlushResult", "Flusher", "open_source"]
 
 
 class FlushOrder(NamedTuple):
@@ -32,6 +35,13 @@ class FlushOrder(NamedTuple):
     derived: dict[str, bytes]
     replay_from: JournalPosition
     is_last: bool
+
+
+class FlushResult(NamedTuple):
+    """`is_complete`: both copies of the checkpoint are durable, and the journal is released."""
+
+    flushed: list[FlushedRun]
+    is_complete: bool
 
 
 class Flusher:
@@ -62,40 +72,44 @@ class Flusher:
         self._has_swept = False
         self._ops = ops
 
-    def flush(self, order: FlushOrder) -> list[FlushedRun]:
-        """Blocks until all of it is durable and the journal released. Raises OSError; nothing counts then, and it may be tried again."""
+    def flush(self, order: FlushOrder) -> FlushResult:
+        """Blocks until all of it is durable and the journal released. Raises OSError; nothing counts then, and it may be tried again.
+
+        Raises StorageFailedError if nobody can tell whether it counts.
+        """
         writer = LogWriter(
             self._directory, incarnation=self._incarnation, file_bytes=self._log_file_bytes, ops=self._ops, indexes=self._indexes
         )
-        snapshot = order.snapshot
-        taken: defaultdict[PartitionId, set[str]] = defaultdict(set)
-        for partition, name in snapshot.doomed:
-            taken[partition].add(name)
         flushed: list[FlushedRun] = []
         shortened: list[tuple[Path, int]] = []
         try:
-            for flush in snapshot.flushes:
-                files = self._clipped(flush, shortened) if flush.must_clip else flush.files
-                names = {*taken[flush.run.partition], *(file.name for file in flush.files), *self._found(flush.run.partition)}
-                files = writer.append(flush.run.partition, flush.run.epoch, files, flush.batches, taken=names, roll=flush.must_clip)
-                flushed.append(FlushedRun(flush, files))
-            writer.sync()
-        except BaseException:
+            self._write(order.snapshot, writer, flushed, shortened)
+            rows = [*order.snapshot.rows.values(), *(_row(run) for run in flushed)]
+            copies = self._save(order, rows)
+        except OSError:
             writer.abandon()
             raise
-        rows = [*snapshot.rows.values(), *(_row(run) for run in flushed)]
-        self._save(order, rows)
-        self._journal.release(order.replay_from)
-        for path, size in shortened:
-            os.truncate(path, size)
-        for partition, name in snapshot.doomed:
-            self._remove(partition, name)
-        self._sweep(rows)
-        if order.is_last:
-            self._save_open_indexes(rows)
-        return flushed
+        writer.save_indexes()
+        if copies == len(COPIES):
+            self._journal.release(order.replay_from)
+            with suppress(OSError):  # what is left over is in nobody's way
+                self._tidy(order, rows, shortened)
+        return FlushResult(flushed, copies == len(COPIES))
 
-    def _save(self, order: FlushOrder, rows: list[RunRow]) -> None:
+    def _write(self, snapshot: Snapshot, writer: LogWriter, flushed: list[FlushedRun], shortened: list[tuple[Path, int]]) -> None:
+        taken: defaultdict[PartitionId, set[str]] = defaultdict(set)
+        for partition, name in snapshot.doomed:
+            taken[partition].add(name)
+        for flush in snapshot.flushes:
+            run = flush.run
+            files = self._clipped(flush, shortened) if flush.must_clip else flush.files
+            names = {*taken[run.partition], *(file.name for file in flush.files), *self._found(run.partition)}
+            files = writer.append(run.partition, run.epoch, files, flush.batches, taken=names, roll=flush.must_clip)
+            flushed.append(FlushedRun(flush, files))
+        writer.sync()
+
+    def _save(self, order: FlushOrder, rows: list[RunRow]) -> int:
+        """Returns how many copies of the checkpoint were written: one if the disk was too full for the other."""
         checkpoint = Checkpoint(
             number=self._number + 1,
             incarnation=self._incarnation,
@@ -106,11 +120,35 @@ class Flusher:
             derived=order.derived,
             runs=rows,
         )
-        self._number += 1
-        save_checkpoint(self._ops, self._directory, checkpoint)
+        content = encode_checkpoint(checkpoint)
+        first, second = COPIES
+        try:
+            save_copy(self._ops, self._directory, first, content)
+        except OSError as error:
+            stored = load_copy(self._ops, self._directory, first, incarnation=self._incarnation).checkpoint
+            if stored is None or stored.number == checkpoint.number:
+                raise StorageFailedError(f"{first} was written and its directory could not be synced: {error}") from error
+            raise
+        self._number = checkpoint.number
+        try:
+            save_copy(self._ops, self._directory, second, content)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                return 1
+            raise StorageFailedError(f"{second} could not be written: {error}") from error
+        return 2
+
+    def _tidy(self, order: FlushOrder, rows: list[RunRow], shortened: list[tuple[Path, int]]) -> None:
+        for path, size in shortened:
+            os.truncate(path, size)
+        for partition, name in order.snapshot.doomed:
+            self._remove(partition, name)
+        self._sweep(rows)
+        if order.is_last:
+            self._save_open_indexes(rows)
 
     def _clipped(self, flush: RunFlush, shortened: list[tuple[Path, int]]) -> tuple[LogFile, ...]:
-        """The run's files without what lies past `flushed`: the rest was cut. The last one may have to be shortened, after the checkpoint."""
+        """The run's files without what lies past `flushed`: it was cut. The last file may have to be shortened, after the checkpoint."""
         files = [file for file in flush.files if file.base < flush.flushed]
         if files and files[-1].end > flush.flushed:
             last = files.pop()
@@ -143,7 +181,7 @@ class Flusher:
             path.parent.rmdir()
 
     def _sweep(self, rows: list[RunRow]) -> None:
-        """Once after a start: log files that a flush had begun before a crash. All they hold was in the journal (or was never acknowledged)."""
+        """Once after a start: log files that a flush had begun before a crash. What they hold was in the journal, or never acknowledged."""
         if self._has_swept or not self._may_overwrite:
             return
         self._has_swept = True
@@ -158,7 +196,7 @@ class Flusher:
             for file in row.files[-1:]:
                 path = log_path(self._directory, row.partition, file.name)
                 index = self._indexes.known(path)
-                if index is not None and not index.is_saved:
+                if index is not None and index.covered.offset > index.saved_until:
                     save_index(self._ops, path, index, incarnation=self._incarnation)
 
 

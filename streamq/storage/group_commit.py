@@ -20,11 +20,15 @@ import trio
 from streamq.storage.journal import Journal
 from streamq.storage.journal_format import JournalEntry, JournalPosition
 
-__all__ = ["Barrier", "GroupCommit", "Work"]
+__all__ = ["NOTHING", "Barrier", "GroupCommit", "Work"]
 
 GROUP_BYTES: Final = 8 << 20
 """A group takes no more work once it has this much."""
 IDLE_MARK_S: Final = 0.02
+
+
+NOTHING: Final = object()
+"""The token of work that nobody waits for."""
 
 
 class Work(NamedTuple):
@@ -142,7 +146,8 @@ class GroupCommit:
         following: Work | Barrier | _Signal = work
         while isinstance(following, Work):
             entries += following.entries
-            (tokens if following.sync else early).append(following.token)
+            if following.token is not NOTHING:
+                (tokens if following.sync else early).append(following.token)
             cost += following.cost
             try:
                 following = queue.get_nowait() if cost < GROUP_BYTES else _Signal.IDLE

@@ -279,8 +279,7 @@ class _Replay:
         if before is None or not group.repeat_bytes:
             return None
         repeat = self._read(group.position.file, group.position.offset + group.repeat_at, group.repeat_bytes)
-        found = decode_group(repeat, 0, key=self._key, position=group.before, file_bytes=before.file_bytes)
-        return found if found is not None and found.start >= self.start else None
+        return decode_group(repeat, 0, key=self._key, position=group.before, file_bytes=before.file_bytes)
 
     def _lose_range(self, position: JournalPosition, until: JournalPosition) -> None:
         file = self._files.get(position.file)

@@ -8,6 +8,7 @@ file holds, and how many bytes of it count, stands in the checkpoint (`LogFile`)
 
 import struct
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -93,10 +94,7 @@ def decode_file_header(content: bytes) -> LogFileHeader | None:
 
 
 class LogWriter:
-    """Extends log files in large writes; nothing counts before `sync`. Used by one thread; raises OSError as the system does.
-
-    What was written and not synced is written anew, from memory, if the flush is tried again.
-    """
+    """Extends log files in large writes, for one flush, in one thread; nothing counts before `sync`. Raises OSError as the system does."""
 
     def __init__(self, directory: Path, *, incarnation: Incarnation, file_bytes: int, ops: FileOps, indexes: IndexCache) -> None:
         self._directory = directory
@@ -107,6 +105,7 @@ class LogWriter:
         self._open: list[int] = []
         self._made_in: set[Path] = set()
         self._touched: list[Path] = []
+        self._made: list[Path] = []
         self._full: list[tuple[Path, FileIndex]] = []
 
     def append(
@@ -170,6 +169,7 @@ class LogWriter:
                 self._ops.make_directory(path.parent)
                 self._made_in.add(path.parent.parent)
             self._made_in.add(path.parent)
+        self._made.append(path)
         fd = self._ops.open(path, create=True)
         index = FileIndex(header.base, LOG_HEADER_BYTES)
         self._indexes.forget(path)
@@ -177,25 +177,26 @@ class LogWriter:
         return fd, index, write_fully(self._ops, fd, [encode_file_header(header)], 0)
 
     def sync(self) -> None:
-        """Makes all of it durable. Then closed files get their indexes' sidecars, which may be lost."""
+        """Makes all of it durable."""
         self._sync_open()
         for directory in self._made_in:
             self._ops.sync_directory(directory)
         self._made_in.clear()
-        self._touched.clear()
+
+    def save_indexes(self) -> None:
+        """Files that are full get their indexes' sidecars; these may be lost."""
         for path, index in self._full:
             save_index(self._ops, path, index, incarnation=self._incarnation)
-        self._full.clear()
 
     def abandon(self) -> None:
-        """After an error: closes everything. What was written counts for nothing, so what the indexes say of it is forgotten."""
+        """After an error: what was written counts for nothing, so its files go, and what the indexes say of it is forgotten."""
         while self._open:
             self._ops.close(self._open.pop())
         for path in self._touched:
             self._indexes.forget(path)
-        self._touched.clear()
-        self._made_in.clear()
-        self._full.clear()
+        for path in self._made:
+            with suppress(OSError):
+                self._ops.unlink(path)
 
     def _sync_open(self) -> None:
         for fd in self._open:

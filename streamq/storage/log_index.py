@@ -63,7 +63,7 @@ class FileIndex:
             self._covered = self._first
             self._covered_time = -1
             self.is_from_disk = False
-            self.is_saved = False
+            self.saved_until = self._first.offset
 
     def __len__(self) -> int:
         return len(self._times_before)
@@ -145,7 +145,8 @@ def decode_index(content: bytes, *, incarnation: Incarnation, file: str, base: i
     index._offsets, index._positions, index._times_before = columns
     index._covered = Anchor(offset, position)
     index._covered_time = time
-    index.is_from_disk = index.is_saved = True
+    index.is_from_disk = True
+    index.saved_until = offset
     return index
 
 
@@ -155,6 +156,7 @@ def _digest(file: str) -> bytes:
 
 def save_index(ops: FileOps, path: Path, index: FileIndex, *, incarnation: Incarnation) -> None:
     """Writes the sidecar of the log file at `path`. It is not synced, and an error is of no account: it can be built again."""
+    saved_until = index.covered.offset
     content = encode_index(index, incarnation=incarnation, file=_file_of(path))
     fresh = path.with_name(path.name + INDEX_SUFFIX + ".new")
     try:
@@ -166,7 +168,7 @@ def save_index(ops: FileOps, path: Path, index: FileIndex, *, incarnation: Incar
         ops.rename(fresh, index_path(path))
     except OSError:
         return
-    index.is_saved = True
+    index.saved_until = max(index.saved_until, saved_until)
 
 
 def load_index(ops: FileOps, path: Path, *, incarnation: Incarnation, base: int, end: Anchor, first_position: int) -> FileIndex:

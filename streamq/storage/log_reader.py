@@ -308,7 +308,7 @@ def restore(source: LogSource, batches: Sequence[Batch]) -> None:
     fd = source.ops.open(source.path)
     try:
         fits = row.base <= batches[0].base and batches[-1].end <= row.end and end <= row.size
-        if not fits or (end == row.size) != (batches[-1].end == row.end):
+        if not fits or (end == row.size and batches[-1].end != row.end):
             raise CorruptDataError(
                 f"{source.path}: a copy of {batches[0].base} to {batches[-1].end - 1} does not fit in its place", code="data_damaged"
             )

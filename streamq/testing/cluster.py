@@ -10,9 +10,9 @@ from typing import Final
 
 import trio
 
-from streamq.broker.app import Stopping, SystemClock, run_broker
+from streamq.broker.app import Stopping, run_broker
 from streamq.broker.config import BrokerConfig
-from streamq.broker.node import Clock
+from streamq.broker.node import Clock, SystemClock
 from streamq.model.registers import Voter, Voters
 from streamq.net.network import Network, TcpNetwork
 from streamq.storage.interface import Identity

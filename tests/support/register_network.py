@@ -5,12 +5,25 @@ The value of a register is the list of the ids of the changes applied: the least
 """
 
 from collections import deque
+from itertools import pairwise
 
 from streamq.metadata.acceptor import Acceptor, AcceptorRecord, Answer, Cell, Effect, Standing
 from streamq.metadata.proposer import Ask, Attempt, Ballots, Chosen, Phase, QuorumRead, identity
 from streamq.metadata.voters import Readmission, Step, replacing, voters_key
 from streamq.model.ids import Ballot, Member
-from streamq.model.messages import Accept, Accepted, AdoptVoters, Failure, Keys, ListKeys, Message, Prepare, Promise, VotersReady, VotersView
+from streamq.model.messages import (
+    Accept,
+    Accepted,
+    AdoptVoters,
+    Failure,
+    Keys,
+    ListKeys,
+    Message,
+    Prepare,
+    Promise,
+    VotersReady,
+    VotersView,
+)
 from streamq.model.registers import Voter, Voters
 from streamq.wire.codec import decode_value, encode
 
@@ -324,7 +337,7 @@ class Network:
             assert len(contents) <= 1, "two contents of one number"
         returned = [(operation, result) for operation in self.operations if (result := operation.result) is not None]
         values = sorted([*(result for _, result in returned), *self.chosen], key=len)
-        for before, after in zip(values, values[1:], strict=False):
+        for before, after in pairwise(values):
             assert after[: len(before)] == before, f"agreement: {before} and {after}"
         for operation, result in returned:
             assert result[: len(operation.floor)] == operation.floor, f"linear: {operation.floor} was there before {result}"

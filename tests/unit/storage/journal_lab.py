@@ -40,9 +40,7 @@ class Lab:
         self.disk = SimulatedDisk(Random(seed))
         self.file_bytes = file_bytes
         self.starts = 1
-        self.journal = Journal.create(
-            DIRECTORY, incarnation=INCARNATION, start_number=1, file_bytes=file_bytes, files=files, ops=self.disk
-        )
+        self.journal = Journal.create(DIRECTORY, incarnation=INCARNATION, start_number=1, file_bytes=file_bytes, files=files, ops=self.disk)
 
     def read(self, replay_from: JournalPosition | None = None, *, incarnation: bytes = INCARNATION) -> Read:
         replayed: list[Replayed] = []

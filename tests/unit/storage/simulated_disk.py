@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -50,7 +51,7 @@ class _File:
         for offset, written in self.unsynced:
             cuts = [0, *range(SECTOR - offset % SECTOR, len(written), SECTOR), len(written)]
             share = random.choice((0.0, 0.5, 0.9, 1.0))
-            for first, last in zip(cuts, cuts[1:], strict=False):
+            for first, last in pairwise(cuts):
                 if random.random() < share:
                     torn = random.random() < 0.1
                     _put(self.durable, offset + first, written[first : random.randint(first, last) if torn else last])
@@ -78,11 +79,11 @@ class SimulatedDisk(FileOps):
 
     # --- what tests do to it -------------------------------------------------------------------------------------------
 
-    def crash(self) -> None:
-        """The power goes: names and contents are what was synced, more or less."""
-        names = dict(self._durable_names)
-        if self._random.random() < 0.5:
-            names = dict(self._files)
+    def crash(self, *, keeps_names: bool | None = None) -> None:
+        """The power goes: contents and names (unless they are kept) are what was synced, more or less."""
+        if keeps_names is None:
+            keeps_names = self._random.random() < 0.5
+        names = dict(self._files if keeps_names else self._durable_names)
         self._files = names
         self._durable_names = dict(names)
         for file in set(names.values()):

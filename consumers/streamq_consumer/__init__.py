@@ -1,0 +1,7 @@
+"""The consumer: records out, in order, without a hole or a repeat. A blocking twin is in `streamq_consumer.sync`."""
+
+from streamq_consumer.consumer import Consumer
+from streamq_consumer.records import Record, Tip
+from streamq_consumer.settings import ConsumerSettings
+
+__all__ = ["Consumer", "ConsumerSettings", "Record", "Tip"]

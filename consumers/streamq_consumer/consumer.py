@@ -1,0 +1,239 @@
+"""The consumer that applications use. See `Consumer`."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import length_hint
+from types import TracebackType
+from typing import Final, Literal, Self, TypedDict, Unpack
+
+import anyio
+import anyio.lowlevel
+
+from streamq.client.cluster import Cluster
+from streamq.client.lifetime import Lifetime
+from streamq.client.settings import Timeouts, refuse_unless
+from streamq.model.errors import NotFoundError, StreamqError
+from streamq.model.limits import OFFSET_MAX
+from streamq.model.messages import ReadTip, TipRead
+from streamq_consumer.feed import Feed
+from streamq_consumer.fetcher import Fetcher
+from streamq_consumer.records import Record, Tip
+from streamq_consumer.session import Tuning
+from streamq_consumer.settings import ConsumerSettings
+from streamq_consumer.start import Assignment, Start, check_start, open_feeds
+
+__all__ = ["Consumer", "ConsumerOptions"]
+
+RECORDS_AT_ONCE_MAX: Final = 1_000_000
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """The fields of `ConsumerSettings`, which says what they mean."""
+
+    prefetch_bytes: int
+    stall_s: float
+    tip_check_s: float
+    patience_s: float | None
+
+
+class Consumer:
+    """Reads topics without a group. Used with `async with`, under trio or asyncio, by one task at a time.
+
+    Records of a partition come in offset order, without a hole or a repeat, whichever brokers come and go (P-26); partitions take turns,
+    a batch each. `start` is "earliest", "latest" (what a quorum read says when the block is entered), an offset, a datetime (the first
+    record at or after it; a naive one is local time), or a map from (topic, partition) to offset. `partitions` restricts all topics to
+    these; `broker` names the one replica to read data from.
+
+    Entering the block reaches one broker of `bootstrap` ("host:port,host:port") or raises UnavailableError within 10 s; NotFoundError for a
+    topic, partition or broker that does not exist; OffsetError for an offset that is trimmed or past the tip.
+    While nothing can be read because brokers are down, iteration waits; `trouble` says why, `patience_s` sets an end.
+    An error of one partition (OffsetError, NotFoundError, CorruptDataError, UnavailableError) is raised when what came before it is
+    handed out, and again until `seek` goes elsewhere. Any call may be cancelled without losing a record.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str | Sequence[str],
+        *,
+        topics: Sequence[str],
+        start: Start = "earliest",
+        partitions: Sequence[int] | None = None,
+        broker: str | None = None,
+        timeouts: Timeouts | None = None,
+        **options: Unpack[ConsumerOptions],
+    ) -> None:
+        """Raises RefusedError for arguments that make no sense."""
+        refuse_unless(not isinstance(topics, str), "topics is a list of names", code="bad_request")
+        refuse_unless(bool(topics), "no topic is named", code="bad_request")
+        refuse_unless(partitions is None or len(partitions) > 0, "no partition is named; None stands for all", code="bad_request")
+        check_start(start)
+        self.settings: Final = ConsumerSettings(**options)
+        self._assignment = Assignment(tuple(dict.fromkeys(topics)), None if partitions is None else frozenset(partitions), broker or "")
+        self._start = start
+        self._cluster = Cluster(bootstrap, timeouts=timeouts)
+        self._lifetime = Lifetime()
+        self._fetcher: Fetcher | None = None
+        self._feeds: dict[tuple[str, int], Feed] = {}
+        self._current: Feed | None = None
+        self._unpacked: list[Record] = []
+        self._rest: Iterator[Record] = iter(self._unpacked)
+
+    async def __aenter__(self) -> Self:
+        await self._cluster.__aenter__()
+        try:
+            await self._lifetime.open()
+            feeds = await open_feeds(self._cluster, self._assignment, self._start, self._tuning)
+            self._fetcher = Fetcher(self._cluster, self._lifetime)
+            for feed in feeds:
+                self._feeds[feed.topic, feed.index] = feed
+                self._fetcher.add(feed)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._fetcher is not None:
+            self._fetcher.close()
+        self._fetcher = None
+        try:
+            await self._lifetime.close(error, traceback)
+        finally:
+            await self._cluster.__aexit__(kind, error, traceback)
+
+    # --- reading -------------------------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[Record]:
+        """Records as they come, for ever. Leaving the loop loses nothing: another one goes on behind the last record handed out."""
+        return self._records()
+
+    async def batches(self, *, max_records: int = 500, max_wait: float = 0.2) -> AsyncIterator[list[Record]]:
+        """Lists of 1 to `max_records` records, for ever; a list is not held back for longer than `max_wait` seconds."""
+        _check_count(max_records)
+        refuse_unless(max_wait >= 0, f"max_wait must not be negative, as {max_wait} is", code="bad_request")
+        while True:
+            await self._until_available()
+            with anyio.move_on_after(max_wait):
+                while self._available < max_records and not self._open.is_full:
+                    await self._open.wait_for_news()
+            records = self._take(max_records)
+            if records:
+                yield records
+
+    async def fetch(self, max_records: int = 500, *, timeout: float = 1.0) -> list[Record]:
+        """What is there, up to `max_records`, waiting up to `timeout` seconds for the first; an empty list when nothing came."""
+        _check_count(max_records)
+        await anyio.lowlevel.checkpoint()
+        records = self._take(max_records)
+        with anyio.move_on_after(timeout):
+            while not records:
+                await self._until_available()
+                records = self._take(max_records)
+        return records
+
+    # --- places --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def partitions(self) -> tuple[tuple[str, int], ...]:
+        """The (topic, partition) pairs that are read."""
+        return tuple(self._feeds)
+
+    def position(self, topic: str, partition: int) -> int:
+        """The offset of the next record to be handed out."""
+        feed = self._feed(topic, partition)
+        return feed.session.position - (length_hint(self._rest) if feed is self._current else 0)
+
+    def positions(self) -> Mapping[tuple[str, int], int]:
+        return {place: self.position(*place) for place in self._feeds}
+
+    def seek(self, topic: str, partition: int, offset: int | Literal["earliest"]) -> None:
+        """Goes on at this offset; nothing that was fetched before is handed out any more."""
+        feed = self._feed(topic, partition)
+        if offset != "earliest":
+            refuse_unless(0 <= offset <= OFFSET_MAX, f"an offset is not negative, as {offset} is", code="bad_request")
+        if feed is self._current:
+            self._unpacked.clear()
+        is_earliest = offset == "earliest"
+        self._open.seek(feed, feed.view.start_offset if offset == "earliest" else offset, from_earliest=is_earliest)
+
+    async def tip(self, topic: str, partition: int) -> Tip:
+        """The end of any partition, by a quorum read (P-24): all that was acked before this call lies below its high watermark.
+
+        Raises NotFoundError, or UnavailableError when R replicas do not answer.
+        """
+        told = await self._cluster.request(ReadTip(topic, partition), TipRead)
+        feed = self._feeds.get((topic, partition))
+        if feed is not None and self._fetcher is not None:
+            self._fetcher.on_tip(feed, told)
+        return Tip(topic, partition, told.high_watermark, told.epoch, told.start_offset, told.answered)
+
+    @property
+    def trouble(self) -> StreamqError | None:
+        """Why a partition gets nothing at the moment, if something is wrong; None while all of them are served."""
+        return next((feed.session.trouble for feed in self._feeds.values() if feed.session.trouble is not None), None)
+
+    # --- inside --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _open(self) -> Fetcher:
+        if self._fetcher is None:
+            raise RuntimeError("a consumer is used inside its block: async with Consumer(...) as consumer")
+        return self._fetcher
+
+    @property
+    def _available(self) -> int:
+        return length_hint(self._rest) + self._open.buffered_records
+
+    async def _records(self) -> AsyncIterator[Record]:
+        while True:
+            for record in self._rest:
+                yield record
+            if self._load():
+                await anyio.lowlevel.checkpoint()
+            else:
+                await self._until_available()
+
+    async def _until_available(self) -> None:
+        """Until there is something to take; raises what a partition failed with."""
+        while not length_hint(self._rest) and not self._load():
+            await self._open.wait_for_news()
+
+    def _load(self) -> bool:
+        """Unpacks the next batch, if there is one. To be called when `_rest` is used up."""
+        taken = self._open.take()
+        if taken is None:
+            return False
+        self._current, self._unpacked = taken
+        self._rest = iter(self._unpacked)
+        return True
+
+    def _take(self, max_records: int) -> list[Record]:
+        records = list(islice(self._rest, max_records))
+        while len(records) < max_records:
+            try:
+                if not self._load():
+                    break
+            except StreamqError:
+                if records:
+                    break  # it is raised when there is nothing before it
+                raise
+            records += islice(self._rest, max_records - len(records))
+        return records
+
+    def _feed(self, topic: str, partition: int) -> Feed:
+        feed = self._feeds.get((topic, partition))
+        if feed is None:
+            raise NotFoundError(f"partition {partition} of {topic!r} is not read by this consumer", code="unknown_partition")
+        return feed
+
+    def _tuning(self, partitions: int) -> Tuning:
+        return Tuning(
+            window_bytes=self.settings.window_bytes(partitions=partitions),
+            stall_s=self.settings.stall_s,
+            tip_check_s=self.settings.tip_check_s,
+            patience_s=float("inf") if self.settings.patience_s is None else self.settings.patience_s,
+        )
+
+
+def _check_count(max_records: int) -> None:
+    refuse_unless(1 <= max_records <= RECORDS_AT_ONCE_MAX, f"max_records must be 1 to {RECORDS_AT_ONCE_MAX}", code="bad_request")

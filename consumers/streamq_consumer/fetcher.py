@@ -1,0 +1,234 @@
+"""The shell around the sessions: carries out what they decide, tells them what happened, and keeps the line of feeds with something to
+hand out.
+
+As on the producer's side all of it happens in plain functions, called by the connection that got a frame, by the application that took a
+batch, and by the clock. Batches are unpacked one at a time, when the application gets to them; until then they stay compressed.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import anyio
+
+from streamq.client.cluster import Cluster
+from streamq.client.lifetime import Lifetime
+from streamq.client.timers import Timers
+from streamq.model.errors import CorruptDataError, NotFoundError, ProtocolError, StreamqError, UnavailableError
+from streamq.model.messages import Credit, MetadataView, ReadTip, Records, TipRead
+from streamq.wire.batch_format import BadBatchError, split_batches
+from streamq.wire.framing import Frame
+from streamq_consumer import session as decided
+from streamq_consumer.feed import Feed
+from streamq_consumer.records import Record, records_of
+
+__all__ = ["Fetcher"]
+
+ASKED_AT_ONCE_MAX: Final = 16
+"""Questions about tips under way together; more wait their turn."""
+
+
+class Fetcher:
+    """Invariant: a feed is in `_line` exactly when it `is_listed`, which it is while it has batches."""
+
+    def __init__(self, cluster: Cluster, lifetime: Lifetime) -> None:
+        self.feeds: list[Feed] = []
+        self._cluster = cluster
+        self._lifetime = lifetime
+        self._line: deque[Feed] = deque()
+        self._failed: list[Feed] = []
+        self._news = anyio.Event()
+        self._timers: Timers[Feed] = Timers()
+        self._locating: set[str] = set()
+        self._asking = anyio.Semaphore(ASKED_AT_ONCE_MAX)
+        self._is_closed = False
+        lifetime.start(lambda: self._timers.run(self._on_time, turn=lambda now: None))
+
+    def add(self, feed: Feed) -> None:
+        self.feeds.append(feed)
+        self._carry_out(feed, feed.session.start(anyio.current_time()))
+
+    def close(self) -> None:
+        self._is_closed = True
+        for feed in self.feeds:
+            feed.leave()
+
+    # --- called by the application -------------------------------------------------------------------------------------------
+
+    @property
+    def buffered_records(self) -> int:
+        return sum(batch.header.records - skip for feed in self._line for batch, skip in feed.batches)
+
+    @property
+    def is_full(self) -> bool:
+        """Every partition that has something buffered has used its credit up: waiting brings nothing more."""
+        return bool(self._line) and all(feed.next_deadline == float("inf") for feed in self._line)
+
+    async def wait_for_news(self) -> None:
+        """Until something arrives, or fails for good."""
+        if self._news.is_set():
+            self._news = anyio.Event()
+        await self._news.wait()
+
+    def take(self) -> tuple[Feed, list[Record]] | None:
+        """The records of the next batch of the next feed in line; None if nothing is there. Raises what a feed failed with, as long as it
+        is not sought to another place.
+        """
+        for feed in self._failed:
+            if not feed.batches and feed.error is not None:
+                raise feed.error.with_traceback(None)
+        while self._line:
+            feed = self._line.popleft()
+            feed.is_listed = False
+            records = self._unpack(feed)
+            self._list(feed)
+            if records:
+                return feed, records
+        return None
+
+    def seek(self, feed: Feed, offset: int, *, from_earliest: bool = False) -> None:
+        feed.drop()
+        feed.error = None
+        feed.skip_before_ms = 0
+        self._failed = [other for other in self._failed if other is not feed]
+        self._carry_out(feed, feed.session.seek(offset, anyio.current_time(), from_earliest=from_earliest))
+
+    def on_tip(self, feed: Feed, tip: TipRead) -> None:
+        self._carry_out(feed, feed.session.on_tip(tip.high_watermark, tip.start_offset, anyio.current_time()))
+
+    # --- called by connections and the clock -----------------------------------------------------------------------------------
+
+    def on_frame(self, feed: Feed, attempt: int, frame: Frame) -> None:
+        told = frame.message
+        now = anyio.current_time()
+        try:
+            if not isinstance(told, Records):
+                raise ProtocolError(f"a stream of records brought a {type(told).__name__}", code="protocol")
+            batches = list(split_batches(frame.payload))
+            if any(batch.header.partition != feed.view.id for batch in batches):
+                raise ProtocolError("a stream brought a batch of another partition", code="protocol")
+        except (BadBatchError, ProtocolError) as error:
+            feed.leave()
+            damage = CorruptDataError(f"{feed.session.source} sent bytes that are damaged: {error.message}", code="data_damaged")
+            self._carry_out(feed, feed.session.on_ended(attempt, damage, now))
+            return
+        spans = [decided.Span(batch.base, batch.end, batch.size) for batch in batches]
+        effects = feed.session.on_records(attempt, spans, told.high_watermark, now)
+        for effect in effects:
+            if isinstance(effect, decided.Take):
+                feed.batches.append((batches[effect.at], effect.skip))
+        self._carry_out(feed, effects)
+        self._list(feed)
+
+    def on_ended(self, feed: Feed, attempt: int, error: StreamqError) -> None:
+        if attempt == feed.session.attempt:
+            feed.stream = None
+        if not self._is_closed:
+            self._carry_out(feed, feed.session.on_ended(attempt, error, anyio.current_time()))
+
+    def _on_time(self, feed: Feed, now: float) -> None:
+        self._carry_out(feed, feed.session.on_time(now))
+
+    # --- what sessions decide ------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, feed: Feed, effects: Iterable[decided.Effect]) -> None:
+        todo = deque(effects)
+        while todo and not self._is_closed:
+            effect = todo.popleft()
+            if isinstance(effect, decided.Subscribe):
+                todo.extend(self._subscribe(feed, effect))
+            elif isinstance(effect, decided.Leave):
+                feed.leave()
+            elif isinstance(effect, decided.Credit):
+                if feed.stream is not None:
+                    feed.stream.send(Credit(effect.size))
+            elif isinstance(effect, decided.ReadTip):
+                self._lifetime.start(self._read_tip, feed, effect.avoid)
+            elif isinstance(effect, decided.Locate):
+                if feed.topic not in self._locating:
+                    self._locating.add(feed.topic)
+                    self._lifetime.start(self._locate, feed.topic)
+            elif isinstance(effect, decided.Fail):
+                feed.error = effect.error
+                self._failed.append(feed)
+                self._news.set()
+        self._timers.schedule(feed)
+
+    def _subscribe(self, feed: Feed, effect: decided.Subscribe) -> Iterable[decided.Effect]:
+        connection = self._cluster.open_connection(effect.broker)
+        if connection is None:
+            self._lifetime.start(self._reach, feed, effect)
+            return ()
+        feed.leave()
+        now = anyio.current_time()
+        try:
+            feed.subscribe(connection, self, effect.attempt)
+        except UnavailableError as error:
+            return feed.session.on_ended(effect.attempt, error, now)
+        feed.session.on_subscribed(effect.attempt, now)
+        return ()
+
+    async def _reach(self, feed: Feed, effect: decided.Subscribe) -> None:
+        try:
+            await self._cluster.connection(effect.broker)
+        except StreamqError as error:
+            self._carry_out(feed, feed.session.on_ended(effect.attempt, error, anyio.current_time()))
+            return
+        if feed.session.attempt == effect.attempt and feed.session.route is decided.Route.REACHING:
+            self._carry_out(feed, [effect])
+
+    async def _read_tip(self, feed: Feed, avoid: str) -> None:
+        try:
+            async with self._asking:
+                tip = await self._cluster.request(ReadTip(feed.topic, feed.index), TipRead, avoid=avoid)
+        except StreamqError:
+            return  # it is asked again when it is due
+        self.on_tip(feed, tip)
+
+    async def _locate(self, topic: str) -> None:
+        view: MetadataView | None = None
+        try:
+            view = await self._cluster.metadata([topic])
+        except StreamqError:
+            pass  # the sessions go on trying, and ask again
+        finally:
+            self._locating.discard(topic)
+        found = next((t for t in view.topics if t.name == topic), None) if view is not None else None
+        if found is None:
+            return
+        gone = NotFoundError(f"topic {topic!r} does not exist any more", code="unknown_topic")
+        for feed in [feed for feed in self.feeds if feed.topic == topic]:
+            fresh = found.partitions[feed.index] if not found.error and feed.index < len(found.partitions) else None
+            if fresh is not None and fresh.id == feed.view.id:
+                self._carry_out(feed, feed.session.on_view(fresh.replicas, anyio.current_time()))
+            else:
+                self._carry_out(feed, feed.session.on_gone(gone))
+
+    # --- handing out ---------------------------------------------------------------------------------------------------------
+
+    def _list(self, feed: Feed) -> None:
+        if feed.batches and not feed.is_listed:
+            feed.is_listed = True
+            self._line.append(feed)
+            self._news.set()
+
+    def _unpack(self, feed: Feed) -> list[Record]:
+        """The next batch's records; none if it was dropped by a seek, is damaged (and read again elsewhere), or is all before the time."""
+        if not feed.batches:
+            return []
+        batch, skip = feed.batches.popleft()
+        try:
+            records = records_of(feed.topic, feed.index, batch, skip=skip)
+        except CorruptDataError as error:
+            feed.drop()
+            where = f"{feed.topic}/{feed.index} from offset {batch.base} on: {error.message}"
+            damage = CorruptDataError(where, code=error.code, hint="streamq log verify finds the damaged file")
+            self._carry_out(feed, feed.session.on_damaged(damage, anyio.current_time()))
+            return []
+        self._carry_out(feed, feed.session.on_handed_out(batch.end, batch.size))
+        if feed.skip_before_ms:
+            at = next((i for i, record in enumerate(records) if record.timestamp >= feed.skip_before_ms), len(records))
+            del records[:at]
+            if records:
+                feed.skip_before_ms = 0
+        return records

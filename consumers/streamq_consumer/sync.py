@@ -1,0 +1,113 @@
+"""The consumer for scripts without an event loop: the same names, blocking. The event loop runs in a thread of its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final, Literal, Self, Unpack
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from streamq.client.settings import Timeouts
+from streamq.model.errors import StreamqError
+from streamq_consumer.consumer import Consumer as AsyncConsumer
+from streamq_consumer.consumer import ConsumerOptions
+from streamq_consumer.records import Record, Tip
+from streamq_consumer.start import Start
+
+__all__ = ["Consumer", "Record", "Tip"]
+
+FETCH_RECORDS: Final = 10_000
+"""How many records iteration takes over from the event loop's thread at once."""
+FETCH_S: Final = 1.0
+
+
+class Consumer:
+    """As `streamq_consumer.Consumer`, used with `with`, by one thread at a time."""
+
+    def __init__(
+        self,
+        bootstrap: str | Sequence[str],
+        *,
+        topics: Sequence[str],
+        start: Start = "earliest",
+        partitions: Sequence[int] | None = None,
+        broker: str | None = None,
+        timeouts: Timeouts | None = None,
+        **options: Unpack[ConsumerOptions],
+    ) -> None:
+        self._consumer = AsyncConsumer(
+            bootstrap, topics=topics, start=start, partitions=partitions, broker=broker, timeouts=timeouts, **options
+        )
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+        self._held: list[Record] = []
+        """Taken from the other thread and not handed out yet, the last one first."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(portal.wrap_async_context_manager(self._consumer))
+            self._portal = portal
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._portal = None
+        self._stack.__exit__(kind, error, traceback)
+
+    def __iter__(self) -> Iterator[Record]:
+        while True:
+            while self._held:
+                yield self._held.pop()
+            self._held = self._call_fetch(FETCH_RECORDS, FETCH_S)
+            self._held.reverse()
+
+    def batches(self, *, max_records: int = 500, max_wait: float = 0.2) -> Iterator[list[Record]]:
+        batches = self._consumer.batches(max_records=max_records, max_wait=max_wait)
+        while True:
+            if self._held:
+                yield self._take_held(max_records)
+            else:
+                yield self._open.call(batches.__anext__)
+
+    def fetch(self, max_records: int = 500, *, timeout: float = 1.0) -> list[Record]:
+        return self._take_held(max_records) if self._held else self._call_fetch(max_records, timeout)
+
+    @property
+    def partitions(self) -> tuple[tuple[str, int], ...]:
+        return self._consumer.partitions
+
+    def position(self, topic: str, partition: int) -> int:
+        held = [record.offset for record in self._held if (record.topic, record.partition) == (topic, partition)]
+        return min(held) if held else self._open.call(self._consumer.position, topic, partition)
+
+    def positions(self) -> Mapping[tuple[str, int], int]:
+        return {place: self.position(*place) for place in self.partitions}
+
+    def seek(self, topic: str, partition: int, offset: int | Literal["earliest"]) -> None:
+        self._open.call(self._consumer.seek, topic, partition, offset)
+        self._held = [record for record in self._held if (record.topic, record.partition) != (topic, partition)]
+
+    def tip(self, topic: str, partition: int) -> Tip:
+        return self._open.call(self._consumer.tip, topic, partition)
+
+    @property
+    def trouble(self) -> StreamqError | None:
+        return self._consumer.trouble
+
+    def _take_held(self, max_records: int) -> list[Record]:
+        taken = self._held[-max_records:][::-1]
+        del self._held[-max_records:]
+        return taken
+
+    def _call_fetch(self, max_records: int, timeout: float) -> list[Record]:
+        async def fetch() -> list[Record]:
+            return await self._consumer.fetch(max_records, timeout=timeout)
+
+        return self._open.call(fetch)
+
+    @property
+    def _open(self) -> BlockingPortal:
+        if self._portal is None:
+            raise RuntimeError("a consumer is used inside its block: with Consumer(...) as consumer")
+        return self._portal

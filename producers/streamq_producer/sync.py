@@ -1,0 +1,130 @@
+"""The producer for scripts without an event loop: the same names, blocking. The event loop runs in a thread of its own.
+
+Every call hops to that thread and back (tens of microseconds), so many records at once go through `enqueue_many`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self, Unpack
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from streamq.client.settings import Timeouts
+from streamq.model.errors import StreamqError
+from streamq_producer.delivery import Delivery as AsyncDelivery
+from streamq_producer.delivery import Receipt
+from streamq_producer.producer import Producer as AsyncProducer
+from streamq_producer.producer import ProducerOptions
+from streamq_producer.stats import ProducerStats
+
+__all__ = ["Delivery", "Producer", "Receipt"]
+
+
+class Delivery:
+    """As `streamq_producer.Delivery`."""
+
+    def __init__(self, delivery: AsyncDelivery, portal: BlockingPortal) -> None:
+        self._delivery = delivery
+        self._portal = portal
+
+    @property
+    def records(self) -> int:
+        return self._delivery.records
+
+    @property
+    def indexes(self) -> Sequence[int]:
+        return self._delivery.indexes
+
+    @property
+    def is_settled(self) -> bool:
+        return self._delivery.is_settled
+
+    def receipt(self) -> Receipt:
+        return self._portal.call(self._delivery.receipt)
+
+    def outcome(self) -> Receipt | StreamqError:
+        return self._portal.call(self._delivery.outcome)
+
+
+class Producer:
+    """As `streamq_producer.Producer`, used with `with`; any number of threads may use it at once. An interrupt (Ctrl-C) leaves the block
+    at once: what has no outcome by then is unknown.
+    """
+
+    def __init__(self, bootstrap: str | Sequence[str], *, timeouts: Timeouts | None = None, **options: Unpack[ProducerOptions]) -> None:
+        self._producer = AsyncProducer(bootstrap, timeouts=timeouts, **options)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(portal.wrap_async_context_manager(self._producer))
+            self._portal = portal
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._portal = None
+        self._stack.__exit__(kind, error, traceback)
+
+    @property
+    def stats(self) -> ProducerStats:
+        return self._producer.stats
+
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> Receipt:
+        async def send() -> Receipt:
+            return await self._producer.send(topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition)
+
+        return self._open.call(send)
+
+    def enqueue(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> Delivery:
+        async def enqueue() -> AsyncDelivery:
+            return await self._producer.enqueue(topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition)
+
+        portal = self._open
+        return Delivery(portal.call(enqueue), portal)
+
+    def enqueue_many(
+        self,
+        topic: str,
+        values: Iterable[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> list[Delivery]:
+        async def enqueue_many() -> list[AsyncDelivery]:
+            return await self._producer.enqueue_many(topic, values, keys=keys, headers=headers, timestamp=timestamp, partition=partition)
+
+        portal = self._open
+        return [Delivery(delivery, portal) for delivery in portal.call(enqueue_many)]
+
+    def flush(self) -> None:
+        self._open.call(self._producer.flush)
+
+    @property
+    def _open(self) -> BlockingPortal:
+        if self._portal is None:
+            raise RuntimeError("a producer is used inside its block: with Producer(...) as producer")
+        return self._portal
