@@ -13,7 +13,8 @@ from streamq.broker.config import BrokerConfig
 from streamq.broker.node import SystemClock
 from streamq.model.errors import StreamqError
 from streamq.net.network import TcpNetwork
-from streamq.storage.disk_storage import DiskStorage
+from streamq.storage.disk_storage import DiskSettings, DiskStorage
+from streamq.storage.identity import expect, load_identity
 from streamq.storage.interface import Storage, StorageFailedError
 
 __all__ = ["main"]
@@ -23,16 +24,9 @@ def main(config: BrokerConfig) -> int:
     """The broker process. Returns the exit code; every error is one line that says what to do."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(message)s")
     try:
-        storage = DiskStorage.open(
-            Path(config.data_directory),
-            broker=config.broker,
-            journal_file_bytes=config.journal_file_bytes,
-            log_file_bytes=config.log_file_bytes,
-            cache_bytes=config.cache_bytes,
-            flush_bytes=config.flush_bytes,
-            flush_interval_s=config.flush_interval_s,
-            reserve_bytes=config.reserve_bytes,
-        )
+        directory = Path(config.data_directory)
+        expect(load_identity(directory), directory, broker=config.broker)
+        storage = DiskStorage.open(directory, settings=_settings(config))
         trio.run(_process, config, storage)
     except (StreamqError, StorageFailedError, KeyboardInterrupt) as error:
         return _report(error, config)
@@ -42,6 +36,17 @@ def main(config: BrokerConfig) -> int:
             raise
         return _report(first, config)
     return 0
+
+
+def _settings(config: BrokerConfig) -> DiskSettings:
+    return DiskSettings(
+        journal_file_bytes=config.journal_file_bytes,
+        log_file_bytes=config.log_file_bytes,
+        cache_bytes=config.cache_bytes,
+        flush_bytes=config.flush_bytes,
+        flush_interval_s=config.flush_interval_s,
+        reserve_bytes=config.reserve_bytes,
+    )
 
 
 async def _process(config: BrokerConfig, storage: Storage) -> None:

@@ -42,7 +42,7 @@ REFILL_POLL_S = 0.25
 
 
 def run(options: argparse.Namespace) -> int:
-    from streamq.broker.app import main  # trio; everything else in this module does without
+    from streamq.broker.process import main  # trio; everything else in this module does without
 
     config = load_config(options.config)
     bound_log(sys.stderr)

@@ -293,10 +293,14 @@ class DiskStorage:
     async def flush(self) -> None:
         """While `run` runs: moves all that was appended so far into log files and a checkpoint. It does so by itself when it is due.
 
-        If the disk is full nothing changes but `refusal`, and it is tried again later (P-15). Raises StorageFailedError, OSError.
+        If the disk is full nothing changes but `refusal`, and it is tried again later (P-15). Raises StorageFailedError, and so does `run`.
         """
-        async with self._flushing:
-            await self._flush()
+        try:
+            async with self._flushing:
+                await self._flush()
+        except OSError as error:
+            self._fail(error)
+            raise StorageFailedError(str(error)) from error
 
     async def _flush(self) -> None:
         derived = self._collected()

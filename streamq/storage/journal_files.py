@@ -78,6 +78,10 @@ class FileReader:
             at = 0
         return self._window[at : at + length]
 
+    def release(self) -> None:
+        """Gives the window's memory back."""
+        self._window = b""
+
     def forget(self, offset: int, length: int) -> None:
         """The next read of this range asks the disk, not a cache."""
         self._window = b""

@@ -342,6 +342,8 @@ class _Replay:
         reader = self._readers.get(sequence)
         file = self._files.get(sequence)
         if reader is None and file is not None:
+            for other in self._readers.values():
+                other.release()
             reader = self._readers[sequence] = FileReader(self._ops, self._directory / file.name, file.file_bytes)
         return reader
 

@@ -1,5 +1,6 @@
 """A journal on a simulated disk, and what a restart reads from it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -11,12 +12,13 @@ from streamq.storage.journal import Journal
 from streamq.storage.journal_files import FOLDER
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
 from streamq.storage.journal_recovery import Recovered, Replayed, recover
-from tests.unit.storage.simulated_disk import SimulatedDisk
+from tests.unit.storage.simulated_disk import SimulatedDisk, batch_of
 
-__all__ = ["DIRECTORY", "FILE_BYTES", "INCARNATION", "Lab", "Read"]
+__all__ = ["DIRECTORY", "FILE_BYTES", "INCARNATION", "LIMBO", "Lab", "Read", "flat", "three_groups"]
 
 DIRECTORY = Path("/simulated")
 INCARNATION = b"i" * 16
+LIMBO = StateEntry("limbo", b"recorded")
 FILE_BYTES = 1 << 20
 
 
@@ -70,3 +72,18 @@ class Lab:
     @property
     def folder(self) -> Path:
         return DIRECTORY / FOLDER
+
+
+def three_groups(lab: Lab) -> tuple[list[list[JournalEntry]], list[JournalPosition]]:
+    """Groups of a batch, a state and a batch each; the ends of the groups, with the beginning of the first."""
+    groups: list[list[JournalEntry]] = [
+        [batch_of(1, 2 * i, os.urandom(3000)), StateEntry(f"s{i}", b"value %d" % i), batch_of(2, i, os.urandom(100), epoch=3)]
+        for i in range(3)
+    ]
+    ends = [JournalPosition(1, 4096)]
+    ends += [lab.journal.write_group(group) for group in groups]
+    return groups, ends
+
+
+def flat(groups: list[list[JournalEntry]]) -> list[JournalEntry]:
+    return [entry for group in groups for entry in group]
