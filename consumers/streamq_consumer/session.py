@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, RefusedError, StreamqError, UnavailableError
+from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX
 
 __all__ = ["Credit", "Effect", "Fail", "Leave", "Locate", "PartitionSession", "ReadTip", "Route", "Span", "Subscribe", "Take", "Tuning"]
 
@@ -28,6 +29,8 @@ DAMAGED_TRIES: Final = 3
 """Replicas asked, or the only one asked again, before damage is believed to be everywhere."""
 CREDIT_SHARE: Final = 4
 """Credit is given back when so much of the window, a quarter, was handed out."""
+OVERDRAFT_BYTES_MAX: Final = FRAME_PAYLOAD_BYTES_MAX
+"""A broker sends whole batches, so it may go past its credit, but not by more than a frame."""
 NEVER: Final = float("inf")
 
 
@@ -177,9 +180,9 @@ class PartitionSession:
             if span.end <= self.expected:
                 self._owed += span.size
                 continue
-            if span.base > self.expected or span.end > high_watermark:
-                what = "left a hole before" if span.base > self.expected else "sent more than can be read:"
-                self.trouble = UnavailableError(f"{self.source} {what} offset {span.base}", code="unavailable")
+            fault = self._fault(span, high_watermark)
+            if fault:
+                self.trouble = UnavailableError(f"{self.source} {fault} offset {span.base}", code="unavailable")
                 return effects + self._switch(now)
             effects.append(Take(at, self.expected - span.base))
             self.expected = span.end
@@ -187,6 +190,13 @@ class PartitionSession:
             self._moved(now)
         self.check()
         return effects + self._give_credit()
+
+    def _fault(self, span: Span, high_watermark: int) -> str:
+        if span.base > self.expected:
+            return "left a hole before"
+        if span.end > high_watermark:
+            return "sent what cannot be read yet:"
+        return "sent more than it had credit for:" if self._credit < -OVERDRAFT_BYTES_MAX else ""
 
     def on_handed_out(self, end: int, size: int) -> list[Effect]:
         """A buffered batch that ends at `end` was taken by the application."""

@@ -123,7 +123,15 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     async def request(broker: str, message: Message, timeout_s: float) -> AnyMessage:
         return await node.peers.request(broker, message, timeout_s)
 
-    node.registers = Registers(local=acceptor, request=request, nursery=nursery, start=node.clock.token(), jitter=node.clock.random)
+    node.registers = Registers(
+        local=acceptor,
+        request=request,
+        nursery=nursery,
+        start=node.clock.token(),
+        jitter=node.clock.random,
+        request_timeout_s=config.request_timeout_s,
+        deadline_s=config.register_timeout_s,
+    )
     readmissions = Readmissions(registers=node.registers, local=acceptor, nursery=nursery)
     successions = Successions(node)
     node.take_over_here = successions.take_over_here
@@ -138,7 +146,8 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
         connected=router.peer_connected,
         suspected=successions.on_suspected,
     )
-    for voter in node.identity.first_voters.voters:
+    # The newest configuration adopted here counts: a voter that was re-admitted may have moved.
+    for voter in acceptor.voters.voters:
         node.peers.learn(voter.broker, voter.host, voter.port)
     node.registers.subscribe("broker/", lambda key, value: _learn_broker(node, value))
     server = Server(config, node.identity, router, software=SOFTWARE, heard=node.peers.heard, lost=node.peers.incoming_lost)

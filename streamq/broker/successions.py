@@ -46,9 +46,9 @@ class Successions:
         partition = self.node.by_place(topic, index)
         if partition is None:
             partition = await self._adopt(topic, index)
-        opened = partition.open_segment
-        if opened is None or opened.epoch <= epoch:
-            async with self._limiter:
+        async with self._limiter:
+            opened = partition.open_segment
+            if opened is None or opened.epoch <= epoch:
                 await take_over(partition, epoch, why)
         register = await self.node.registers.get_as(PartitionRegister, partition_key(topic, index))
         if register is None or register.deleted:
@@ -132,10 +132,10 @@ class Successions:
             await trio.sleep(self._rank(partition, opened) * self.node.config.takeover_rank_delay_s)
             delay = RETRY_FIRST_S
             for _ in range(ATTEMPTS_MAX):
-                current = partition.open_segment
-                if current is None or current.epoch != opened.epoch or partition.sequencing is not None or self.node.state != "serving":
-                    return
                 async with self._limiter:
+                    current = partition.open_segment
+                    if current is None or current.epoch != opened.epoch or partition.sequencing is not None or self.node.state != "serving":
+                        return
                     phase = await take_over(partition, opened.epoch, why)
                 if phase in (Phase.DONE, Phase.DEFERRED):
                     return

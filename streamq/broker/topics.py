@@ -161,6 +161,8 @@ class Topics:
         before = await self.node.registers.get_as(PartitionRegister, key)
         over = before.id if before is not None and before.id != register.id else None
         if before is not None and over is not None and not before.deleted:
+            if (await self._topic(topic.name)).id != topic.id:
+                raise UnavailableError(f"topic {topic.name!r} was deleted while it was created", code="conflict")
             tombstone = msgspec.structs.replace(before, deleted=True, chain=())
             await self.node.registers.change_as(PartitionRegister, key, delete_partition(tombstone))
         await self.node.registers.change_as(PartitionRegister, key, create_partition(register, over=over))

@@ -201,7 +201,7 @@ def ask_state(address: Address, *, timeout_s: float = 1.0) -> BrokerState:
 
 def _why(error: Exception | None) -> str:
     if error is None or isinstance(error, TimeoutError):
-        return "takes connections but does not answer" if error else "no answer in time"
+        return "no answer in time"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, socket.gaierror):

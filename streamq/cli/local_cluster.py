@@ -11,6 +11,7 @@ A cluster is founded once. A broker whose data is gone afterwards refuses to sta
 import contextlib
 import fcntl
 import os
+import random
 import re
 import signal
 import socket
@@ -25,10 +26,11 @@ from streamq.broker.config import BrokerConfig, load_config
 from streamq.cli.admin import ask_state
 from streamq.cli.founding import Founding, FoundingBroker, config_text, draw_founding, found_directory, load_founding
 from streamq.cli.processes import BROKER_LOG, PID_FILE, ProcessRef, find_process, read_state, send_signal, start_broker, wait_gone
+from streamq.cli.settings import new_cluster_port
 from streamq.client.settings import Address
 from streamq.model.errors import AlreadyExistsError, NotFoundError, StreamqError, UnavailableError, error_of
 
-__all__ = ["LocalBroker", "LocalCluster", "Status"]
+__all__ = ["LocalBroker", "LocalCluster", "Status", "free_ports"]
 
 HOST: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 60.0
@@ -97,7 +99,7 @@ class LocalCluster:
 
     @classmethod
     def open_or_found(cls, directory: Path, *, brokers: int | None, port: int | None, settings: Sequence[str] = ()) -> "LocalCluster":
-        """The cluster that is there, or a new one with so many brokers (3) on consecutive ports from `port` (7700) on.
+        """The cluster that is there, or a new one with so many brokers (3) on consecutive ports from `port` (STREAMQ_PORT, 7700) on.
 
         Raises AlreadyExistsError if the one that is there differs from what was asked for, or the directory holds something else.
         """
@@ -106,7 +108,7 @@ class LocalCluster:
             try:
                 cluster = cls.open(directory)
             except NotFoundError:
-                cluster = cls(directory, cls._draw(directory, brokers or 3, port or 7700))
+                cluster = cls(directory, cls._draw(directory, brokers or 3, port or new_cluster_port()))
             cluster._check_wishes(brokers, port)
             if not cluster.founding.founded:
                 cluster._found(settings)
@@ -290,6 +292,20 @@ class LocalCluster:
 
     def _collect(self) -> None:
         self._children = [process for process in self._children if process.poll() is None]
+
+
+def free_ports(number: int) -> int:
+    """The first of so many consecutive ports of which none is in use at the moment."""
+    for first in random.sample(range(20_000, 32_000), 200):
+        with contextlib.ExitStack() as probes:
+            try:
+                for port in range(first, first + number):
+                    probe = probes.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise UnavailableError(f"no {number} consecutive ports are free", code="unavailable", hint="name a cluster with --bootstrap")
 
 
 @contextlib.contextmanager

@@ -19,9 +19,10 @@ __all__ = [
     "Address",
     "Bootstrap",
     "Profiles",
+    "bootstrap_of",
     "find_bootstrap",
     "local_data_directory",
-    "parse_bootstrap",
+    "new_cluster_port",
 ]
 
 DEFAULT_BOOTSTRAP: Final = f"127.0.0.1:{DEFAULT_PORT}"
@@ -110,3 +111,13 @@ def local_data_directory(flag: str | None, environment: Mapping[str, str] = os.e
         return Path(chosen).absolute()
     home = environment.get("XDG_DATA_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".local" / "share")
     return Path(home).absolute() / "streamq" / "local"
+
+
+def new_cluster_port(environment: Mapping[str, str] = os.environ) -> int:
+    """The first port of a new local cluster when --port does not say it: STREAMQ_PORT, or the default."""
+    text = environment.get("STREAMQ_PORT", "")
+    if not text:
+        return DEFAULT_PORT
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 16):
+        raise RefusedError(f"STREAMQ_PORT is {text!r}, which is no port", code="usage", hint="export STREAMQ_PORT=7700")
+    return int(text)

@@ -49,12 +49,22 @@ class FileOps:
     def size(self, path: Path) -> int:
         return path.stat().st_size
 
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
     def names(self, directory: Path) -> list[str]:
         """Sorted; [] if there is no such directory."""
         return sorted(os.listdir(directory)) if directory.is_dir() else []
 
     def make_directory(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+
+    def remove_directory(self, directory: Path) -> None:
+        """It must be empty."""
+        directory.rmdir()
 
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)

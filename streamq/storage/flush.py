@@ -6,7 +6,6 @@ more. A crash or a full disk anywhere before leaves the old checkpoint, and a jo
 first copy may name what was written, none of that is overwritten, even if the second copy finds no room.
 """
 
-import os
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -140,7 +139,7 @@ class Flusher:
 
     def _tidy(self, order: FlushOrder, rows: list[RunRow], shortened: list[tuple[Path, int]]) -> None:
         for path, size in shortened:
-            os.truncate(path, size)
+            self._shorten(path, size)
         for partition, name in order.snapshot.doomed:
             self._remove(partition, name)
         self._sweep(rows)
@@ -171,14 +170,21 @@ class Flusher:
         """Files that are there and must not be overwritten, though no checkpoint names them (pitfall 48)."""
         return [] if self._may_overwrite else self._ops.names(partition_directory(self._directory, partition))
 
+    def _shorten(self, path: Path, size: int) -> None:
+        fd = self._ops.open(path)
+        try:
+            self._ops.truncate(fd, size)
+        finally:
+            self._ops.close(fd)
+
     def _remove(self, partition: PartitionId, name: str) -> None:
         path = log_path(self._directory, partition, name)
         self._indexes.forget(path)
         for gone in (path, index_path(path)):
-            if gone.exists():
+            if self._ops.exists(gone):
                 self._ops.unlink(gone)
-        if not self._ops.names(path.parent) and path.parent.is_dir():
-            path.parent.rmdir()
+        if self._ops.exists(path.parent) and not self._ops.names(path.parent):
+            self._ops.remove_directory(path.parent)
 
     def _sweep(self, rows: list[RunRow]) -> None:
         """Once after a start: log files that a flush had begun before a crash. What they hold was in the journal, or never acknowledged."""

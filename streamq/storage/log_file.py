@@ -35,7 +35,7 @@ __all__ = [
 LOG_HEADER_BYTES: Final = 128
 WRITE_BYTES: Final = 4 << 20
 """Buffers gathered for one write."""
-OPEN_FILES_MAX: Final = 64
+OPEN_FILES_MAX: Final = 256
 """Written and not yet synced."""
 FORMAT_VERSION: Final = 1
 MAGIC: Final = b"SQLF"
@@ -155,6 +155,7 @@ class LogWriter:
             first += 1
             if position - written >= WRITE_BYTES:
                 written = write_fully(self._ops, fd, buffers, written)
+                self._ops.fdatasync(fd)  # piece by piece, not to hold up the group commits
                 buffers = []
         written = write_fully(self._ops, fd, buffers, written)
         assert written == position, f"{written} bytes lie in {path}, not {position}"
@@ -165,9 +166,9 @@ class LogWriter:
     def _make(self, path: Path, header: LogFileHeader) -> tuple[int, FileIndex, int]:
         """A new file with its header; one of this name that is there was never checkpointed."""
         if path.parent not in self._made_in:
-            if not path.parent.is_dir():
+            if not self._ops.exists(path.parent):
                 self._ops.make_directory(path.parent)
-                self._made_in.add(path.parent.parent)
+                self._made_in.update((path.parent.parent, self._directory))
             self._made_in.add(path.parent)
         self._made.append(path)
         fd = self._ops.open(path, create=True)
@@ -199,6 +200,8 @@ class LogWriter:
                 self._ops.unlink(path)
 
     def _sync_open(self) -> None:
+        for fd in self._open:
+            self._ops.drop_cache(fd, 0, 0)  # begins to write them all, so that one commit of the file system serves all
         for fd in self._open:
             self._ops.fdatasync(fd)
         while self._open:

@@ -299,7 +299,7 @@ def find_time(source: LogSource, timestamp_ms: int) -> int | None:
 def restore(source: LogSource, batches: Sequence[Batch]) -> None:
     """Writes good copies where these batches have to lie, durably. Refuses, with CorruptDataError, what would not fit there exactly."""
     row = source.row
-    if not source.path.exists():
+    if not source.ops.exists(source.path):
         source.ops.make_directory(source.path.parent)
         source.ops.close(source.ops.open(source.path, create=True))
         source.ops.sync_directory(source.path.parent)

@@ -1,7 +1,6 @@
 """What every storage promises (`streamq.storage.interface`), for each implementation."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -53,8 +52,8 @@ class OnDisk:
 
 
 @pytest.fixture(params=["memory", "disk"])
-def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
-    yield InMemory() if request.param == "memory" else OnDisk(tmp_path)
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    return InMemory() if request.param == "memory" else OnDisk(tmp_path)
 
 
 async def test_tokens_come_back_once_and_in_order(kind: Kind) -> None:

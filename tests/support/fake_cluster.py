@@ -1,4 +1,4 @@
-"""Brokers that speak the wire protocol and keep their logs in memory, for tests of the clients: nothing is replicated, everything can go wrong.
+"""Brokers that speak the wire protocol and keep their logs in memory, for tests of the clients: nothing is replicated.
 
 All brokers share one log per partition, so a takeover is a change of `sequencer`. Faults are plain attributes.
 """

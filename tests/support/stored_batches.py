@@ -43,9 +43,7 @@ def batch(base: int, records: int = 2, *, partition: PartitionId = P1, epoch: in
     return encode_batch(header, payload)
 
 
-def batches(
-    first: int, end: int, records: int = 2, *, partition: PartitionId = P1, epoch: int = 1, size: int = 60
-) -> list[Batch]:
+def batches(first: int, end: int, records: int = 2, *, partition: PartitionId = P1, epoch: int = 1, size: int = 60) -> list[Batch]:
     return [batch(base, records, partition=partition, epoch=epoch, size=size) for base in range(first, end, records)]
 
 

@@ -1,4 +1,4 @@
-"""The producer's session against a cluster that takes over, refuses, forgets to answer and breaks connections, as a model in a few lines."""
+"""The producer's session against a cluster that takes over, refuses and breaks connections, as a model in a few lines."""
 
 from collections import deque
 from itertools import count
@@ -15,6 +15,7 @@ from streamq_producer.session import PartitionSession
 
 BROKERS = ("b1", "b2", "b3")
 TIMEOUT_S = 5.0
+FAULTS = ["busy", "unavailable", "stopping", "record_too_large", "unknown_outcome", "unknown_stored", "internal"]
 LOST = UnavailableError("connection lost", code="unavailable")
 
 
@@ -31,6 +32,7 @@ class World:
         self.answers: dict[str, deque[Ack | Nack]] = {b: deque() for b in BROKERS}
         self.open: set[str] = set()
         self.is_sick = True
+        self.faults = random.sample(FAULTS, random.randint(1, len(FAULTS)))
         self.added: list[Entry] = []
         self.acked: dict[int, int] = {}
         self.failed: dict[int, Failed] = {}
@@ -171,9 +173,8 @@ def check_outcomes(world: World) -> None:
     assert len(set(world.log)) == len(world.log), "stored twice"
 
 
-ACTIONS = st.lists(
-    st.sampled_from(["add", "add", "connect", "locate", "serve", "serve", "hear", "hear", "cut", "move", "time"]), max_size=150
-)
+WORDS = ["add"] * 4 + ["connect"] * 3 + ["locate"] + ["serve"] * 5 + ["hear"] * 5 + ["cut", "move", "time"]
+ACTIONS = st.lists(st.sampled_from(WORDS), min_size=20, max_size=200)
 
 
 def play(world: World, actions: list[str]) -> None:
@@ -198,12 +199,12 @@ def play(world: World, actions: list[str]) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(ACTIONS, st.randoms(use_true_random=False), st.integers(1, 5))
+@given(ACTIONS, st.integers(0, 1 << 32), st.integers(1, 5))
 def test_idempotent_batches_are_stored_at_most_once_in_order_and_every_outcome_is_true(
-    actions: list[str], random: Random, in_flight: int
+    actions: list[str], seed: int, in_flight: int
 ) -> None:
     """I-3 and I-5: whatever breaks, an ack is true, a refusal is true, and acked batches lie in the order they were added."""
-    world = World(random, is_idempotent=True, in_flight=in_flight)
+    world = World(Random(seed), is_idempotent=True, in_flight=in_flight)
     play(world, actions)
     world.heal()
     check_outcomes(world)
@@ -212,20 +213,20 @@ def test_idempotent_batches_are_stored_at_most_once_in_order_and_every_outcome_i
 
 
 @settings(max_examples=150, deadline=None)
-@given(ACTIONS, st.randoms(use_true_random=False), st.integers(1, 5))
-def test_without_numbers_nothing_is_sent_again_while_it_may_be_stored(actions: list[str], random: Random, in_flight: int) -> None:
+@given(ACTIONS, st.integers(0, 1 << 32), st.integers(1, 5))
+def test_without_numbers_nothing_is_sent_again_while_it_may_be_stored(actions: list[str], seed: int, in_flight: int) -> None:
     """Not idempotent: no batch is stored twice either, since what is in doubt is reported as unknown."""
-    world = World(random, is_idempotent=False, in_flight=in_flight)
+    world = World(Random(seed), is_idempotent=False, in_flight=in_flight)
     play(world, actions)
     world.heal()
     check_outcomes(world)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(1, 5))
-def test_a_takeover_alone_loses_nothing(random: Random, in_flight: int) -> None:
+@given(st.integers(0, 1 << 32), st.integers(1, 5))
+def test_a_takeover_alone_loses_nothing(seed: int, in_flight: int) -> None:
     """Connections break and sequencers move, but nobody refuses for good: everything is acked."""
-    world = World(random, is_idempotent=True, in_flight=in_flight)
+    world = World(Random(seed), is_idempotent=True, in_flight=in_flight)
     world.is_sick = False
     for _ in range(60):
         world.add()

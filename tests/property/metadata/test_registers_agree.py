@@ -132,7 +132,7 @@ def test_random_runs_reach_re_admission() -> None:
         ready += any(n.record.standing is Standing.READY and n.number > 1 for n in network.nodes.values())
         chosen += len(network.chosen) > 1
     assert ready >= 10
-    assert chosen >= 20
+    assert chosen >= 10
 
 
 @pytest.mark.parametrize("silent", ["b1", "b2", "b3"])

@@ -7,14 +7,14 @@ from random import Random
 from typing import NamedTuple
 
 from streamq.model.batches import Batch
-from streamq.storage.interface import Lost
+from streamq.storage.interface import Lost, LostBatches, LostState
 from streamq.storage.journal import Journal
 from streamq.storage.journal_files import FOLDER
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
 from streamq.storage.journal_recovery import Recovered, Replayed, recover
 from tests.unit.storage.simulated_disk import SimulatedDisk, batch_of
 
-__all__ = ["DIRECTORY", "FILE_BYTES", "INCARNATION", "LIMBO", "Lab", "Read", "flat", "three_groups"]
+__all__ = ["DIRECTORY", "FILE_BYTES", "INCARNATION", "LIMBO", "Lab", "Read", "expected_loss", "flat", "three_groups"]
 
 DIRECTORY = Path("/simulated")
 INCARNATION = b"i" * 16
@@ -87,3 +87,9 @@ def three_groups(lab: Lab) -> tuple[list[list[JournalEntry]], list[JournalPositi
 
 def flat(groups: list[list[JournalEntry]]) -> list[JournalEntry]:
     return [entry for group in groups for entry in group]
+
+
+def expected_loss(entry: JournalEntry) -> LostBatches | LostState:
+    if isinstance(entry, Batch):
+        return LostBatches(entry.header.partition, entry.header.epoch, entry.base, entry.end)
+    return LostState(entry.key)

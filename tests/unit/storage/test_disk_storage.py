@@ -3,6 +3,7 @@
 import errno
 import random
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,34 +97,6 @@ async def test_a_restart_reads_no_log_file_and_only_the_journal_since_the_checkp
     assert dict(after.runs(P1)) == {1: Run(0, 1002)}
 
 
-async def test_crashes_at_any_moment_lose_nothing_that_was_given_back(directory: Path) -> None:
-    """The directory is copied again and again, flushes, checkpoints and cuts under way."""
-    storage = opened(directory, flush_bytes=60_000, cache_bytes=200_000)
-    chance = random.Random(7)
-    copies: list[tuple[Path, int, int]] = []
-    base = 0
-    async with running(storage) as tokens:
-        for round_number in range(300):
-            count = chance.randint(1, 6)
-            new = batches(base, base + 2 * count, size=chance.choice((50, 900, 5000)))
-            base += 2 * count
-            storage.append(new, [("newest", b"%d" % base)], base)
-            if chance.random() < 0.1:
-                durable = max([0, *(token for token in tokens.given if isinstance(token, int))])
-                copy = directory.with_name(f"copy-{round_number}")
-                await trio.to_thread.run_sync(shutil.copytree, directory, copy)
-                copies.append((copy, durable, base))
-            await trio.sleep(chance.choice((0, 0, 0.001)))
-    assert len(copies) > 10
-    for copy, durable, newest in copies:
-        after = opened(copy)
-        run = after.runs(P1).get(1, Run(0, 0))
-        assert durable <= run.tail <= newest
-        assert durable <= int(after.states().get("newest", b"0")) <= newest
-        assert [held.base for held in await read_all(after, P1, 1, 0)] == list(range(0, run.tail, 2))
-        shutil.rmtree(copy)
-
-
 async def test_cuts_and_drops_beside_a_flush(directory: Path) -> None:
     """Whatever a flush under way writes of them, they hold, also after a crash."""
     storage = opened(directory)
@@ -194,6 +167,76 @@ async def test_a_long_run_rolls_files_and_finds_its_way_in_them(directory: Path)
         await after.close()
 
 
+class RecordingDisk(FileOps):
+    """Notes what changes in which file; syncs of the journal wait for `may_sync`."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.may_sync = threading.Event()
+        self.may_sync.set()
+        self._paths: dict[int, Path] = {}
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        fd = super().open(path, create=create)
+        self._paths[fd] = path
+        return fd
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+        self._note("write", self._paths[fd])
+        return super().pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        if self._paths[fd].suffix == ".journal":
+            self.may_sync.wait()
+        super().fdatasync(fd)
+        self._note("sync", self._paths[fd])
+
+    def rename(self, source: Path, target: Path) -> None:
+        super().rename(source, target)
+        self._note("rename", target)
+
+    def sync_directory(self, directory: Path) -> None:
+        super().sync_directory(directory)
+        self._note("sync", directory)
+
+    def _note(self, operation: str, path: Path) -> None:
+        if path.suffix not in (".journal", ".new"):
+            self.steps.append(f"{operation} {path.name}")
+
+
+async def test_the_journal_is_released_after_both_checkpoints_and_these_after_the_log_files(directory: Path) -> None:
+    ops = RecordingDisk()
+    storage = DiskStorage.open(directory, settings=SMALL, ops=ops)
+    storage._journal.release = lambda before: ops.steps.append(f"release {before == storage._journal.position}")  # type: ignore[method-assign]
+    ops.steps.clear()
+    async with running(storage):
+        storage.append(batches(0, 10), [], 1)
+        await storage.flush()
+    log, folder = "1-0.log", P1.hex()
+    writes = [step for step in ops.steps if step == f"write {log}"]
+    names = [f"sync {log}", f"sync {folder}", "sync logs", "sync data"]
+    assert ops.steps[: len(writes)] == writes
+    assert sorted(ops.steps[len(writes) : len(writes) + 4]) == sorted(names)
+    assert ops.steps[len(writes) + 4 :] == ["rename checkpoint.a", "sync data", "rename checkpoint.b", "sync data", "release True"]
+
+
+async def test_a_checkpoint_holds_nothing_that_the_journal_does_not_hold_durably(directory: Path) -> None:
+    """Otherwise a crash would keep what was appended later and lose what was appended before it."""
+    ops = RecordingDisk()
+    storage = DiskStorage.open(directory, settings=SMALL, ops=ops)
+    await store(storage, batch(0))
+    ops.may_sync.clear()
+    ops.steps.clear()
+    async with running(storage), trio.open_nursery() as nursery:
+        storage.append([batch(2)], [("a", b"1")], 1)
+        nursery.start_soon(storage.flush)
+        await trio.sleep(0.1)
+        assert ops.steps == []
+        ops.may_sync.set()
+    assert "rename checkpoint.b" in ops.steps
+    assert crashed(directory)._entries == 0
+
+
 # --- damage --------------------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +264,7 @@ async def test_damage_is_named_exactly_and_healed_by_good_copies(directory: Path
 
 
 async def test_damage_of_several_batches_and_of_the_end_of_a_file(directory: Path) -> None:
-    stored = batches(0, 200, size=500)
+    stored = batches(0, 400, size=500)
     await stopped(directory, stored)
     size = stored[0].size
     first, second = log_files(directory)[:2]
@@ -232,14 +275,14 @@ async def test_damage_of_several_batches_and_of_the_end_of_a_file(directory: Pat
     storage = opened(directory)
     healed: list[tuple[int, int]] = []
     found: list[Batch] = []
-    while not found or found[-1].end < 200:
+    while not found or found[-1].end < 400:
         try:
             found += await storage.read(P1, 1, found[-1].end if found else 0, max_bytes=1 << 20)
         except DamagedRangeError as error:
             healed.append((error.base, error.end))
             await storage.restore(P1, 1, [held for held in stored if error.base <= held.base < error.end])
     base = int(second.stem.split("-")[1])
-    assert healed == [(18, 20), (20, 28), (base + 6, 200)]
+    assert healed == [(18, 20), (20, 28), (base + 6, 400)]
     assert found == stored
 
 
@@ -401,9 +444,7 @@ async def test_a_full_disk_refuses_batches_keeps_states_and_recovers_by_itself(d
 
 async def test_little_free_space_refuses_batches(directory: Path) -> None:
     free = [10 << 20]
-    storage = DiskStorage.open(
-        directory, settings=msgspec.structs.replace(SMALL, reserve_bytes=64 << 20), free_bytes=lambda _: free[0]
-    )
+    storage = DiskStorage.open(directory, settings=msgspec.structs.replace(SMALL, reserve_bytes=64 << 20), free_bytes=lambda _: free[0])
     async with running(storage):
         storage._due.set()
         await trio.sleep(0.05)

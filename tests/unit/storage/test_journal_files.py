@@ -8,7 +8,7 @@ from streamq.storage.interface import LostUnknown, StorageFailedError
 from streamq.storage.journal import Journal
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
-from tests.unit.storage.journal_lab import DIRECTORY, FILE_BYTES, INCARNATION, LIMBO, Lab, Read, flat, three_groups
+from tests.unit.storage.journal_lab import DIRECTORY, FILE_BYTES, INCARNATION, LIMBO, Lab, Read, expected_loss, flat, three_groups
 from tests.unit.storage.simulated_disk import HostCrashError, batch_of
 
 

@@ -5,10 +5,9 @@ from random import Random
 
 import pytest
 
-from streamq.model.batches import Batch
 from streamq.storage.interface import LostBatches, LostState, LostUnknown
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
-from tests.unit.storage.journal_lab import DIRECTORY, LIMBO, Lab, flat, three_groups
+from tests.unit.storage.journal_lab import DIRECTORY, LIMBO, Lab, expected_loss, flat, three_groups
 from tests.unit.storage.simulated_disk import HostCrashError, batch_of, partition_id
 
 # --- torn tails ------------------------------------------------------------------------------------------------------------
@@ -101,12 +100,6 @@ def test_a_crash_at_any_operation_loses_nothing_acknowledged(seed: int) -> None:
 
 
 # --- damage below a proof --------------------------------------------------------------------------------------------------
-
-
-def expected_loss(entry: JournalEntry) -> LostBatches | LostState:
-    if isinstance(entry, Batch):
-        return LostBatches(entry.header.partition, entry.header.epoch, entry.base, entry.end)
-    return LostState(entry.key)
 
 
 def test_a_flip_anywhere_below_a_proof_loses_at_most_the_entry_it_hits_and_says_so() -> None:

@@ -1,0 +1,117 @@
+"""What can be typed: every verb has a function, help is quick, wrong usage is an error like every other."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from streamq import __version__
+from streamq.cli.__main__ import main
+from streamq.cli.grammar import VERB, parser, wants_json
+
+
+def verbs(node: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    groups = [action for action in node._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield words, node
+    for group in groups:
+        for name, child in group.choices.items():
+            yield from verbs(child, (*words, name))
+
+
+ALL = dict(verbs(parser()))
+DEMANDED = {
+    *(("dev",), ("demo",), ("produce",), ("tail",), ("doctor",), ("completion",)),
+    *(("cluster", verb) for verb in ("start", "stop", "status", "kill", "pause", "resume")),
+    *(("broker", verb) for verb in ("run", "rejoin", "ls")),
+    *(("topic", verb) for verb in ("create", "ls", "describe", "rm")),
+    *(("log", verb) for verb in ("verify", "dump")),
+    *(("profile", verb) for verb in ("ls", "use")),
+}
+
+
+def test_every_verb_that_users_were_promised_is_there() -> None:
+    assert set(ALL) >= DEMANDED
+
+
+@pytest.mark.parametrize("words", sorted(ALL), ids=" ".join)
+def test_each_verb_names_a_function_that_exists_and_prints_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    module, function = ALL[words].get_default(VERB).split(":")
+    assert callable(getattr(importlib.import_module(f"streamq.cli.{module}"), function))
+    assert main([*words, "--help"]) == 0
+    assert "usage: streamq" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["tail", "--help"], ["completion", "bash"]])
+def test_what_asks_nobody_answers_at_once_and_imports_no_event_loop(arguments: list[str]) -> None:
+    """Under 150 ms on an idle machine; asserted generously, and by what is imported."""
+    script = (
+        "import sys; from streamq.cli.__main__ import main; code = main(sys.argv[1:])\n"
+        "print(sorted(sys.modules), file=sys.stderr); sys.exit(code)"
+    )
+    begun = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert time.monotonic() - begun < 5
+    assert ended.stdout
+    for heavy in ("'trio'", "'anyio'", "'asyncio'", "'msgspec'", "'zstandard'"):
+        assert heavy not in ended.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"streamq {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["topic"],
+        ["topic", "create"],
+        ["topic", "create", "x", "--partitions", "many"],
+        ["tail", "x", "-n", "-1"],
+        ["tail", "x", "--fol"],
+        ["produce", "x", "--rate", "0"],
+        ["cluster", "kill"],
+        ["cluster", "start", "--port", "-4"],
+        ["tail", "x", "-f", "--exit-at-end"],
+        ["tail", "x", "--from", "0", "--since", "5m"],
+        ["tail", "x", "--from", "soon"],
+        ["tail", "x", "--grep", "("],
+        ["tail", "x", "-F", "%z"],
+        ["produce", "x", "-k", "a", "--key-sep", ":"],
+        ["produce", "x", "-H", "novalue"],
+        ["produce", "x", "--compression", "zstd:99"],
+        ["topic", "rm", "x y"],
+        ["--bootstrap", "nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2_and_says_what_to_do(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error[")
+    assert "try: " in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_with_o_json_an_error_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topic", "create", "orders", "--replicas", "3", "-W", "1", "-R", "2", "-o", "json"]) == 2
+    row = json.loads(capsys.readouterr().err)
+    assert row["code"] == "bad_quorum"
+    assert row["exit_code"] == 2
+    assert "streamq topic create orders" in row["hint"]
+
+
+def test_json_is_recognised_on_a_line_that_cannot_be_parsed() -> None:
+    assert wants_json(["topic", "nonsense", "-o", "json"])
+    assert wants_json(["--output=json"])
+    assert wants_json(["-ojson"])
+    assert not wants_json(["topic", "-o"])
+    assert not wants_json(["produce", "json"])
