@@ -23,7 +23,7 @@ from streamq.storage.log_file import LogFile
 
 __all__ = ["BATCH_MEMORY_BYTES", "DiskRun", "DiskRuns", "FlushedRun", "RunFlush", "RunKey", "Snapshot"]
 
-BATCH_MEMORY_BYTES: Final = 900
+BATCH_MEMORY_BYTES: Final = 750
 """What a batch takes in memory besides its bytes: three objects and their numbers (measured)."""
 RunKey = tuple[PartitionId, int]
 
