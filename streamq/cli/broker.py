@@ -168,13 +168,10 @@ def _renew(config: BrokerConfig, bootstrap: Bootstrap, options: argparse.Namespa
 def _refuse_while_alive(name: str, view: MetadataView) -> None:
     """Two directories of one broker must not be up together: the older one would be asked to leave by the newer one's arrival."""
     for broker in view.brokers:
-        if broker.broker == name:
-            with contextlib.suppress(OSError, StreamqError):
-                state = ask_state(Address(broker.host, broker.port))
-                if state.register.broker == name:
-                    raise AlreadyExistsError(
-                        f"{name} is up at {broker.host}:{broker.port}", code="precondition_failed", hint="stop it before it rejoins"
-                    )
+        if broker.broker == name and (state := _state_of(broker)) is not None and state.register.broker == name:
+            raise AlreadyExistsError(
+                f"{name} is up at {broker.host}:{broker.port}", code="precondition_failed", hint="stop it before it rejoins"
+            )
 
 
 def _wait_whole(bootstrap: Bootstrap, *, timeout_s: float) -> float:

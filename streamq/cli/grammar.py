@@ -201,7 +201,11 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
     create.add_argument("--replicas", type=int, metavar="N", help="copies of every record (3, or one a broker)")
     create.add_argument("--write-quorum", "-W", type=int, metavar="W", help="copies on disk before a record is acked (a majority)")
     create.add_argument(
-        "--read-quorum", "-R", type=int, metavar="R", help="replicas asked for the committed offset; W + R > N (a majority)"
+        "--read-quorum",
+        "-R",
+        type=int,
+        metavar="R",
+        help="replicas asked for the committed offset; W + R > N (a majority, or more where W is small)",
     )
     create.add_argument("--durability", choices=("fsync", "memory"), default="fsync", help="what a copy is: on disk, or in memory (fsync)")
     ls = _verb(verbs, "ls", "topic:ls", "list the topics")

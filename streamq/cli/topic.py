@@ -47,8 +47,9 @@ def topic_request(
         if number is not None and number < 1:
             raise RefusedError(f"{what} must be at least 1, not {number}", code="bad_quorum", hint=_valid_example(name, 3))
     if replicas is not None:
-        quorum = Quorum(replicas, majority(replicas) if write is None else write, majority(replicas) if read is None else read)
-        if fault := quorum.fault():
+        w = majority(replicas) if write is None else write
+        r = max(majority(replicas), replicas - w + 1) if read is None else read  # what the broker takes, too
+        if fault := Quorum(replicas, w, r).fault():
             raise RefusedError(fault, code="bad_quorum", hint=_valid_example(name, min(max(replicas, 1), 9)))
     return CreateTopic(
         name=name,

@@ -7,6 +7,7 @@ A broker says something at least every 0.2 s (a `Heartbeat`) to a client that wa
 `Timeouts.silence_s` while something was outstanding, the broker is paused, cut off or gone, and the connection is abandoned.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol, TypeVar
@@ -281,8 +282,8 @@ def _reason(error: BaseException) -> str:
     """The innermost reason in words: anyio wraps what the system said, sometimes in groups."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(_reason(part) for part in error.exceptions))
-    if isinstance(error, OSError) and error.strerror and error.errno:
-        return error.strerror.lower()
+    if isinstance(error, OSError) and error.errno:
+        return (os.strerror(error.errno) if error.errno > 0 else str(error.strerror)).lower()
     return _reason(error.__cause__) if error.__cause__ is not None else (str(error) or type(error).__name__).lower()
 
 

@@ -108,7 +108,7 @@ class DiskReader:
                 raise
             raise source.all_damaged() from error
         index = source.index
-        if index.saved_until == file.base and index.covered.offset == file.end and len(index) > 1:
+        if index.covered.offset == file.end and (index.is_misled or (index.saved_until == file.base and len(index) > 1)):
             save_index(self._ops, source.path, index, incarnation=self._incarnation)
         return result
 

@@ -202,7 +202,7 @@ class Flusher:
             for file in row.files[-1:]:
                 path = log_path(self._directory, row.partition, file.name)
                 index = self._indexes.known(path)
-                if index is not None and index.covered.offset > index.saved_until:
+                if index is not None and (index.is_misled or index.covered.offset > index.saved_until):
                     save_index(self._ops, path, index, incarnation=self._incarnation)
 
 

@@ -74,6 +74,9 @@ class DamagedRangeError(CorruptDataError):
         self.epoch = epoch
         self.base = base
         self.end = end
+        self.file = file
+        self.first_byte = first_byte
+        self.last_byte = last_byte
 
 
 class Storage(Protocol):
@@ -131,7 +134,7 @@ class Storage(Protocol):
         """Forgets the whole partition: its topic is deleted (a tombstone was read) or its copy is void."""
 
     async def restore(self, partition: PartitionId, epoch: int, batches: Sequence[Batch]) -> None:
-        """Writes good copies over a damaged range of closed log data, byte for byte, durably. The batches must be the ones that were there."""
+        """Writes good copies over a damaged range of log data, byte for byte, durably. The batches must be the ones that were there."""
 
     def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]]) -> None:
         """Registers who supplies derived values (idempotence tables with their positions) to be kept with each checkpoint.

@@ -51,6 +51,10 @@ class FileIndex:
         self._positions = array("q")
         self._times_before = array("q")
         self._hints: dict[int, int] = {}
+        self.is_from_disk = False
+        self.is_misled = False
+        """The sidecar is there and of no use: it has to be written anew."""
+        self.saved_until = base
         self.clear()
 
     def clear(self) -> None:
@@ -62,6 +66,7 @@ class FileIndex:
             self._hints = {}
             self._covered = self._first
             self._covered_time = -1
+            self.is_misled = self.is_from_disk
             self.is_from_disk = False
             self.saved_until = self._first.offset
 
@@ -76,6 +81,11 @@ class FileIndex:
     def max_time(self) -> int:
         """The largest record time below `covered`."""
         return self._covered_time
+
+    def anchors(self) -> list[Anchor]:
+        """All that it knows, `covered` last."""
+        count = len(self)
+        return [*map(Anchor, self._offsets[:count], self._positions[:count]), self._covered]
 
     def note(self, header: BatchHeader, position: int) -> None:
         """This batch begins at `position`. Only what continues the index is taken up."""
@@ -169,6 +179,7 @@ def save_index(ops: FileOps, path: Path, index: FileIndex, *, incarnation: Incar
     except OSError:
         return
     index.saved_until = max(index.saved_until, saved_until)
+    index.is_misled = False
 
 
 def load_index(ops: FileOps, path: Path, *, incarnation: Incarnation, base: int, end: Anchor, first_position: int) -> FileIndex:
@@ -182,12 +193,10 @@ def load_index(ops: FileOps, path: Path, *, incarnation: Incarnation, base: int,
     except OSError:
         content = b""
     index = decode_index(content, incarnation=incarnation, file=_file_of(path), base=base, first_position=first_position)
-    if (
-        index is None
-        or index.covered.offset > end.offset
-        or (index.covered.offset == end.offset) != (index.covered.position == end.position)
-    ):
-        return FileIndex(base, first_position)
+    if index is not None and index.covered.offset <= end.offset and index.covered.position <= end.position:
+        return index
+    index = FileIndex(base, first_position)
+    index.is_misled = bool(content)
     return index
 
 

@@ -102,8 +102,8 @@ def walk(source: LogSource, fd: int, anchor: Anchor) -> Iterator[Place]:
         header = header_in_place(source, head, position=position, offset=offset)
         if header is None:
             raise _damage_from(source, fd, position=position, offset=offset)
-        yield Place(position, header, head)
         index.note(header, position)
+        yield Place(position, header, head)
         position += BATCH_HEADER_BYTES + header.payload_bytes
         offset = header.end
 

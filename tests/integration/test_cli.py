@@ -58,7 +58,7 @@ def test_a_topic_from_creation_to_removal(cluster: LocalCluster) -> None:
         (["topic", "create", "bad", "--replicas", "3", "-W", "4", "-R", "2"], "bad_quorum", 2),
         (["topic", "create", "bad", "--replicas", "3", "-W", "2", "-R", "4"], "bad_quorum", 2),
         (["topic", "create", "bad", "--replicas", "5"], "bad_quorum", 2),
-        (["topic", "create", "bad", "-W", "1"], "bad_quorum", 2),
+        (["topic", "create", "bad", "-W", "1", "-R", "2"], "bad_quorum", 2),
         (["topic", "create", "bad name"], "bad_name", 2),
         (["topic", "create", "bad", "--partitions", "0"], "bad_request", 2),
         (["topic", "describe", "nope"], "unknown_topic", 3),

@@ -29,25 +29,29 @@ class World:
         self.delivered: list[int] = []
         self.stream: tuple[str, int, int] | None = None
         """Broker, attempt and the next offset of the subscription."""
+        self.left: tuple[str, int, int] | None = None
+        """The one before, of which something may still arrive."""
         self.credit = 0
         self.todo: list[Effect] = []
         self.session = PartitionSession(offset=self.start, from_earliest=False, replicas=BROKERS, only="", spread=0, tuning=TUNING)
         self.carry_out(self.session.start(0.0))
 
-    def carry_out(self, effects: list[Effect], spans: list[Span] | None = None) -> None:
+    def carry_out(self, effects: list[Effect], spans: list[Span] | None = None, told: int = 0) -> None:
         for effect in effects:
             if isinstance(effect, Take):
                 assert spans is not None
+                assert effect.skip >= 0
+                assert spans[effect.at].end <= told
                 self.buffer.append((spans[effect.at], effect.skip))
             elif isinstance(effect, Leave):
-                self.stream = None
+                self.left, self.stream = self.stream or self.left, None
             elif isinstance(effect, Credit):
                 self.credit += effect.size
             elif isinstance(effect, Subscribe | ReadTip):
                 self.todo.append(effect)
             else:
                 assert isinstance(effect, Locate), effect
-        assert sum(span.size for span, _ in self.buffer) <= TUNING.window_bytes + max(span.size for span in self.log)
+        assert sum(span.size for span, _ in self.buffer) <= TUNING.window_bytes + 2 * max(span.size for span in self.log)
 
     def work(self) -> None:
         """Connects, or answers a question about the tip; or fails to."""
@@ -78,14 +82,21 @@ class World:
         if spans:
             self.stream = broker, attempt, max(offset, spans[-1].end)
             self.credit -= sum(span.size for span in spans)
-        self.carry_out(self.session.on_records(attempt, spans, known, self.now), spans)
+        self.carry_out(self.session.on_records(attempt, spans, known, self.now), spans, known)
+
+    def send_late(self) -> None:
+        """A frame of a subscription that was left, just what would come next."""
+        if self.left is not None:
+            spans = [span for span in self.log if span.end > self.session.expected][:1]
+            self.carry_out(self.session.on_records(self.left[1], spans, self.end, self.now), spans)
 
     def _wrong(self, spans: list[Span]) -> list[Span]:
         """Not what was asked for: a repeat, a hole, or something that cannot be read yet."""
         wrong = self.random.randint(0, 2)
         if wrong == 0:
             return [self.random.choice(self.log), *spans[1:]]
-        return spans[1:] if wrong == 1 else [*spans[:-1], self.log[-1]]
+        after = [span for span in self.log if span.base >= spans[-1].end][:1]
+        return spans[1:] if wrong == 1 else [*spans, *after]
 
     def hand_out(self) -> None:
         if self.buffer:
@@ -119,7 +130,7 @@ class World:
         raise AssertionError("the session does not get to the end")
 
 
-WORDS = ["work"] * 3 + ["send"] * 6 + ["hand_out"] * 3 + ["learn"] * 2 + ["cut", "time"]
+WORDS = ["work"] * 3 + ["send"] * 6 + ["hand_out"] * 3 + ["learn"] * 2 + ["cut", "time", "send_late"]
 
 
 @settings(max_examples=200, deadline=None)

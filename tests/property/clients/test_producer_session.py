@@ -14,7 +14,7 @@ from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open,
 from streamq_producer.session import PartitionSession
 
 BROKERS = ("b1", "b2", "b3")
-TIMEOUT_S = 5.0
+TIMEOUT_S = 2.0
 FAULTS = ["busy", "unavailable", "stopping", "record_too_large", "unknown_outcome", "unknown_stored", "internal"]
 LOST = UnavailableError("connection lost", code="unavailable")
 
@@ -174,7 +174,7 @@ def check_outcomes(world: World) -> None:
     assert len(set(world.log)) == len(world.log), "stored twice"
 
 
-WORDS = ["add"] * 4 + ["connect"] * 3 + ["locate"] + ["serve"] * 5 + ["hear"] * 5 + ["cut", "move", "time"]
+WORDS = ["add"] * 4 + ["connect"] * 3 + ["locate"] + ["serve"] * 5 + ["hear"] * 5 + ["cut", "cut", "move", "time"]
 
 
 def play(world: World) -> None:

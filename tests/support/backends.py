@@ -1,0 +1,20 @@
+"""Tests of the clients run under both event loops: `both` marks them, `run` runs their body."""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import pytest
+
+__all__ = ["both", "run"]
+
+TIME_LIMIT_S = 30.0
+
+both = pytest.mark.parametrize("backend", ["trio", "asyncio"])
+
+
+def run(backend: str, body: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        with anyio.fail_after(TIME_LIMIT_S):
+            await body()
+
+    anyio.run(limited, backend=backend)
