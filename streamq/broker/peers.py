@@ -249,6 +249,8 @@ class Peers:
         while True:
             for peer in self._peers.values():
                 if peer.channel is not None:
+                    peer.channel.close_if_stalled()
+                if peer.channel is not None:
                     peer.channel.send(Heartbeat())
             await trio.sleep(self._config.heartbeat_interval_s)
 

@@ -85,7 +85,8 @@ class Server:
         """Clients that wait for something hear that this broker is alive, so that they can leave one that is not."""
         while True:
             await trio.sleep(CLIENT_HEARTBEAT_S)
-            for session in self._sessions:
+            for session in list(self._sessions):
+                session.channel.close_if_stalled()
                 if session.member is None and session.is_awaiting:
                     session.channel.send(Heartbeat())
 

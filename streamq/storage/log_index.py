@@ -193,7 +193,7 @@ def load_index(ops: FileOps, path: Path, *, incarnation: Incarnation, base: int,
     except OSError:
         content = b""
     index = decode_index(content, incarnation=incarnation, file=_file_of(path), base=base, first_position=first_position)
-    if index is not None and index.covered.offset <= end.offset and index.covered.position <= end.position:
+    if index is not None and index.covered <= end and (index.covered.offset == end.offset) == (index.covered.position == end.position):
         return index
     index = FileIndex(base, first_position)
     index.is_misled = bool(content)

@@ -82,7 +82,7 @@ class Chaos:
             (self.settle, 25),
             (self.produce, 15),
             (self.produce_plain, 4),
-            (self.lose_mail, 2),
+            (self.lose_mail, 6),
             (self.resend, 6),
             (self.take_over, 2),
             (self.pass_time, 3),

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamq.log import digest, holding, idempotence, replica, sequencer, tip
+from streamq.log import digest, holding, idempotence, next_epoch, replica, sequencer, tip
 from streamq.log.digest import Digest, SealAnswer
 from streamq.log.effects import Effect, Persist
 from streamq.log.replica import Replica
@@ -24,11 +24,12 @@ from tests.support.log_world import Broker, Violation, World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 SEEDS = 1_500
-STEPS = 2_500
+STEPS = 800
 
 
 def seal_quorum_one_short(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(digest, "seal_quorum", lambda *, replicas, write: max(1, replicas - write))
+    patch.setattr(next_epoch, "reopen_quorum", lambda *, replicas, write: 1)  # it would hide the other
 
 
 def ack_below_w(patch: pytest.MonkeyPatch) -> None:
@@ -141,6 +142,13 @@ def void_batches_stay_in_the_table(patch: pytest.MonkeyPatch) -> None:
         return found if found is None or found[2] is not None else (found[0], self.local_tail(found[0]) or 0, None)
 
     patch.setattr(Replica, "_committed_span", span)
+    durable = Replica._on_batches_durable
+
+    def fold_at_once(self: Replica, persist: Persist, effects: list[Effect]) -> None:
+        durable(self, persist, effects)
+        self._fold_committed()
+
+    patch.setattr(Replica, "_on_batches_durable", fold_at_once)
     patch.setattr(Replica, "is_complete", lambda self, offset: self.table.position >= offset)
 
     def init(self: Sequencer, **given: Any) -> None:
@@ -214,8 +222,8 @@ def restarted_sequencer_goes_on(patch: pytest.MonkeyPatch) -> None:
 
 
 def late_repairs_bring_void_batches_back(patch: pytest.MonkeyPatch) -> None:
+    """Reading is clipped at the ends of closed segments, so it is the replica's own check that notices."""
     patch.setattr(replica, "end_of", lambda state, epoch: None)
-    patch.setattr(Tails, "check", lambda self, state: None)
 
 
 MUTANTS: list[tuple[Patch, dict[str, int]]] = [

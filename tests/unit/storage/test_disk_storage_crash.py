@@ -5,64 +5,16 @@ import sys
 from pathlib import Path
 from random import Random
 
-import msgspec
 import pytest
 import trio
 
-from streamq.model.registers import Voters
-from streamq.storage.disk_runs import DiskRuns
 from streamq.storage.disk_storage import DiskStorage
-from streamq.storage.identity import create_identity, load_identity
 from streamq.storage.interface import StorageFailedError
-from streamq.storage.restart import restart
+from tests.support.simulated_storage import SimulatedDirectory, opened_on
 from tests.support.stored_batches import P1, P2, SMALL, batch, batches, make_directory, read_all
-from tests.unit.storage.simulated_disk import HostCrashError, SimulatedDisk
+from tests.unit.storage.simulated_disk import HostCrashError
 
 APPEND_OFFSETS_MAX = 8
-DATA = Path("/simulated/data")
-SETTINGS = msgspec.structs.replace(SMALL, flush_bytes=30_000, cache_bytes=60_000, log_file_bytes=20_000, flush_interval_s=0.0)
-
-
-class Disk(SimulatedDisk):
-    """With directories, and a crash after so many changes: nothing more happens then."""
-
-    def crash_after(self, operations: int) -> None:
-        left = [operations]
-
-        def before(_: str) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise HostCrashError
-
-        self.before = before
-
-    def exists(self, path: Path) -> bool:
-        return path in self._files or path in self._directories
-
-    def truncate(self, fd: int, size: int) -> None:
-        self.before("truncate")
-        file = self._open[fd]
-        file.sync()
-        del file.content[size:], file.durable[size:]
-
-    def remove_directory(self, directory: Path) -> None:
-        self._directories.discard(directory)
-
-    def names(self, directory: Path) -> list[str]:
-        folders = {path.parent.name for path in self._files if path.parent.parent == directory}
-        return sorted({*super().names(directory), *folders})
-
-
-class NoLock:
-    def release(self) -> None:
-        pass
-
-
-def opened(disk: Disk) -> DiskStorage:
-    runs = DiskRuns(cache_bytes=SETTINGS.cache_bytes)
-    found = restart(DATA, load_identity(DATA, ops=disk), runs, journal_file_bytes=SETTINGS.journal_file_bytes, ops=disk)
-    lock = NoLock()
-    return DiskStorage(DATA, found, lock=lock, settings=SETTINGS, ops=disk, free_bytes=lambda _: 1 << 40)  # type: ignore[arg-type]
 
 
 class Writer:
@@ -132,12 +84,11 @@ async def write_until_the_crash(storage: DiskStorage, writer: Writer, chance: Ra
 @pytest.mark.parametrize("seed", range(15))
 async def test_a_host_that_crashes_again_and_again_loses_nothing_given_back(seed: int) -> None:
     chance = Random(seed)
-    disk = Disk(chance)
-    create_identity(DATA, cluster=b"cluster.........", broker="b1", first_voters=Voters(1, ()), ops=disk)
+    disk = SimulatedDirectory(chance)
     writer = Writer(chance)
     replayed = 0
     for _ in range(6):
-        storage = opened(disk)
+        storage = opened_on(disk)
         await writer.compare(storage)
         replayed += storage._entries
         writer.epoch = max(storage.runs(P1), default=1)
@@ -147,7 +98,7 @@ async def test_a_host_that_crashes_again_and_again_loses_nothing_given_back(seed
             await write_until_the_crash(storage, writer, chance)
         assert raised.group_contains((HostCrashError, StorageFailedError))
         disk.crash()
-    last = opened(disk)
+    last = opened_on(disk)
     await writer.compare(last)
     assert last._flusher._number > 0, "no checkpoint was made"
     assert replayed > 0, "nothing was replayed"
