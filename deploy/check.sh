@@ -9,7 +9,7 @@ failed=
 ruff check . || failed="$failed ruff-check"
 ruff format --check --quiet . || failed="$failed ruff-format"
 mypy || failed="$failed mypy"
-lint-imports --no-timings >.venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; failed="$failed lint-imports"; }
+lint-imports >.venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; failed="$failed lint-imports"; }
 if [ -n "$failed" ]; then
     echo "check failed:$failed (sh deploy/fix.sh mends style)" >&2
     exit 1

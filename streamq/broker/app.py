@@ -153,7 +153,9 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     server = Server(config, node.identity, router, software=SOFTWARE, heard=node.peers.heard, lost=node.peers.incoming_lost)
     listener = await network.listen(config.host, config.port)
     if config.listens_beyond_loopback:
-        log.warning("listening on %s, beyond this machine: there is no authentication yet; whoever reaches the port can read and write", config.host)
+        log.warning(
+            "listening on %s, beyond this machine: there is no authentication yet; whoever reaches the port can read and write", config.host
+        )
     nursery.start_soon(server.run, listener, name="server")
     nursery.start_soon(node.peers.run, name="peers")
     host, port = config.address
@@ -161,7 +163,9 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     async with trio.open_nursery() as joining:
 
         async def join() -> None:
-            await join_cluster(registers=node.registers, local=acceptor, register=register, bootstrap=lambda: [p.broker for p in node.peers])
+            await join_cluster(
+                registers=node.registers, local=acceptor, register=register, bootstrap=lambda: [p.broker for p in node.peers]
+            )
             joining.cancel_scope.cancel()
 
         joining.start_soon(join)

@@ -51,8 +51,6 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Connections served at a time, brokers' own aside; more are closed at once, so that memory and descriptors are bounded."""
     handshake_timeout_s: Seconds = 5.0
     """How long who connects may take to say who it is; a connection that stays silent is closed then."""
-    send_timeout_s: Seconds = 30.0
-    """How long a client may leave what it asked for unread before its connection is closed and its memory freed."""
 
     # --- failures
 
@@ -66,8 +64,6 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One request to a peer; longer than a group commit on a busy disk, short enough to try another broker."""
     register_timeout_s: Seconds = 5.0
     """One change or read of a metadata register, retries included; then the request that needed it fails as retriable."""
-    replace_after_s: Seconds = 600.0
-    """How long a replica may be down before another broker takes its place for good (P-22); a reboot should fit in."""
     preferred_return_after_s: Seconds = 5.0
     """How long a broker must be back, and complete, before the partitions it prefers are handed back to it."""
     stop_timeout_s: Seconds = 10.0

@@ -56,6 +56,9 @@ class Partition:
         self.replica = Replica(node.me, state, node.storage.runs(state.id), table)
         self.sequencing: Sequencing | None = None
         self.subscriptions: set[Subscription] = set()
+        self.takeover_under_way: trio.Event | None = None
+        self.stored = trio.lowlevel.ParkingLot()
+        """Where those wait who need something here to become durable."""
         self.busy: set[str] = set()
         """Names of the long jobs under way for this partition, so that each runs once."""
         self.changed = trio.Event()
@@ -99,6 +102,8 @@ class Partition:
 
     def _durable(self, persist: Persist) -> None:
         self.carry_out(self.replica.on_durable(persist))
+        if self.stored:
+            self.stored.unpark_all()
 
     def _state_changed(self) -> None:
         """Wakes who waits for another epoch, and retires a sequencer whose epoch is over (P-14)."""
@@ -127,7 +132,9 @@ class Partition:
         if readable is Unreadable.TRIMMED:
             start = self.replica.state.start_offset
             raise OffsetError(
-                f"offset {offset} of {self.name} is trimmed; the log starts at {start}", code="offset_trimmed", hint=f"start at {start} or later"
+                f"offset {offset} of {self.name} is trimmed; the log starts at {start}",
+                code="offset_trimmed",
+                hint=f"start at {start} or later",
             )
         if readable is Unreadable.LACKING:
             raise UnavailableError(f"broker {self.node.broker} does not hold offset {offset} of {self.name} yet", code="not_replica")
@@ -180,7 +187,12 @@ class Partition:
         expected = offset
         for batch in batches:
             header = batch.header
-            if header.partition != self.id or header.epoch != epoch or (header.base != expected and batch is not batches[0]) or batch.end > end:
+            if (
+                header.partition != self.id
+                or header.epoch != epoch
+                or (header.base != expected and batch is not batches[0])
+                or batch.end > end
+            ):
                 raise CorruptDataError(f"broker {source} sent a batch of another place", code="data_damaged")
             expected = batch.end
         return batches
@@ -276,8 +288,9 @@ class Answered:
         return self._message
 
 
-
 def unknown_partition(partition: PartitionId) -> NotFoundError:
     return NotFoundError(
-        f"no partition {short(partition)} here", code="unknown_partition", hint="its topic was deleted, or this broker holds no replica of it"
+        f"no partition {short(partition)} here",
+        code="unknown_partition",
+        hint="its topic was deleted, or this broker holds no replica of it",
     )

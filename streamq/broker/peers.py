@@ -1,8 +1,8 @@
 """The other brokers: one connection to each, kept up; who is alive; and what waits to be sent to them.
 
-Each broker dials each other one. Requests and stores go over the connection that the sender dialled, answers come back on it. Any frame from a
-broker, on either connection, says that it is alive. A connection that breaks is probed at once by dialling again: a refusal means that the process is
-gone (P-20); silence means so after `silence_timeout_s`.
+Each broker dials each other one. Requests and stores go over the connection that the sender dialled, answers come back on it. Any frame
+from a broker, on either connection, says that it is alive. A connection that breaks is probed at once by dialling again: a refusal means
+that the process is gone (P-20); silence means so after `silence_timeout_s`.
 """
 
 import logging
@@ -172,7 +172,9 @@ class Peers:
     async def request_frame(self, broker: str, message: Message, timeout_s: float, payload: Sequence[bytes] = ()) -> Frame:
         peer = self._peers.get(broker)
         if peer is None or peer.channel is None:
-            raise UnavailableError(f"broker {broker} is not connected", code="unavailable", hint="it is down or cannot be reached from here")
+            raise UnavailableError(
+                f"broker {broker} is not connected", code="unavailable", hint="it is down or cannot be reached from here"
+            )
         return await peer.channel.request(message, payload=payload, timeout_s=timeout_s)
 
     async def run(self) -> None:

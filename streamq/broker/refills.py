@@ -43,7 +43,9 @@ class Refills:
 
     def _is_due(self, partition: "Partition") -> bool:
         replica = partition.replica
-        return replica.state.limbo_everywhere or replica.wanted() is not None or bool(replica.renames()) or replica.fold_needed() is not None
+        return (
+            replica.state.limbo_everywhere or replica.wanted() is not None or bool(replica.renames()) or replica.fold_needed() is not None
+        )
 
     async def _refill(self, partition: "Partition") -> None:
         try:
@@ -89,14 +91,18 @@ class Refills:
                 continue
             if not batches:
                 continue
-            partition.carry_out(partition.replica.on_copied(wanted.epoch, batches))
+            before = partition.replica.local_tail(wanted.epoch)
+            effects = partition.replica.on_copied(wanted.epoch, batches)
+            partition.carry_out(effects)
             self.node.counters["copied_bytes"] += sum(batch.size for batch in batches)
             with trio.move_on_after(DURABLE_S):
-                while (now := partition.replica.wanted()) is not None and (now.epoch, now.offset) == (wanted.epoch, wanted.offset):
-                    await trio.sleep(PAUSE_S)
-                return
+                while effects and partition.replica.local_tail(wanted.epoch) == before:
+                    await partition.stored.park()
+            await trio.sleep(PAUSE_S)
+            return
         raise UnavailableError(
-            f"no replica can give epoch {wanted.epoch} from offset {wanted.offset} on (asked: {', '.join(sources) or 'nobody'})", code="unavailable"
+            f"no replica can give epoch {wanted.epoch} from offset {wanted.offset} on (asked: {', '.join(sources) or 'nobody'})",
+            code="unavailable",
         )
 
     async def _rename(self, partition: "Partition", segment: Segment) -> None:

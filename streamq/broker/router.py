@@ -137,7 +137,9 @@ class BrokerRouter:
         if task is None:
             raise ProtocolError(f"a {kind.__name__} has no place here", code="protocol")
         if session.requests >= REQUESTS_PER_CONNECTION_MAX:
-            self._answer(session, frame, Failure("busy", f"{session.requests} requests are under way on this connection", "wait for answers"))
+            self._answer(
+                session, frame, Failure("busy", f"{session.requests} requests are under way on this connection", "wait for answers")
+            )
             return
         session.requests += 1
         self.node.nursery.start_soon(self._run, task, session, frame, name=kind.__name__)
@@ -159,7 +161,9 @@ class BrokerRouter:
     async def _run(self, task: Task, session: Session, frame: Frame) -> None:
         try:
             if self.node.state != "serving" and not isinstance(frame.message, (BrokerStatus, Rejoin, Stop)):
-                raise UnavailableError(f"broker {self.node.broker} is {self.node.state}", code="not_ready", hint="try again, or ask another broker")
+                raise UnavailableError(
+                    f"broker {self.node.broker} is {self.node.state}", code="not_ready", hint="try again, or ask another broker"
+                )
             answer = await task(session, frame)
         except StreamqError as error:
             self._answer(session, frame, failure_of(error))
@@ -358,7 +362,7 @@ class BrokerRouter:
             session.subscriptions.pop(frame.request, None)
 
     async def _check_not_ahead(self, partition: Partition, offset: int) -> None:
-        """An offset that this replica does not know of may be past every tip, which is an error, or only past what this replica was told."""
+        """An offset that this replica does not know of may be past every tip, which is an error, or only past what was told here."""
         state = partition.replica.state
         result, _ = await read_tip(self.node, state.topic, state.index, deadline_s=TIP_DEADLINE_S)
         if offset > result.high_watermark:

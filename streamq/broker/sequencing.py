@@ -1,4 +1,4 @@
-"""This broker as the sequencer of one open epoch: batches in, stores out to every replica, acks back, and followers that lag fed from storage."""
+"""This broker as the sequencer of one open epoch: batches in, stores out, acks back, lagging followers fed from storage."""
 
 import logging
 from typing import TYPE_CHECKING, Final
@@ -45,7 +45,7 @@ class Ticket:
 
 
 class Follower:
-    """Another replica of the epoch. `is_live`: it is sent each batch as it is assigned; else a feeder sends from storage (or waits for it to come back)."""
+    """Another replica of the epoch. `is_live`: it is sent each batch as it is assigned; else it is fed from storage, or waited for."""
 
     def __init__(self, member: Member) -> None:
         self.member = member
@@ -57,7 +57,7 @@ class Follower:
 
 
 class Sequencing:
-    """Invariant: a batch is stamped once, and given to the own replica before any other sees it; each live follower has been sent everything so far."""
+    """Invariants: a batch is stamped once, and given to the own replica first; each live follower has been sent all so far."""
 
     def __init__(self, partition: "Partition", register: PartitionRegister) -> None:
         self.partition = partition
@@ -70,6 +70,7 @@ class Sequencing:
         self.wants_new_epoch = False
         """A replica is gone for this epoch (P-22)."""
         self._carried = self.core.high_watermark
+        self._progressed = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
         self.followers = {m.broker: Follower(m) for m in self.segment.replicas if m.broker != self.node.broker}
         for follower in self.followers.values():
@@ -88,7 +89,7 @@ class Sequencing:
 
     def produce(self, session: Session, number: int, batch: Batch) -> None:
         """One batch whose checksums hold. Its outcome goes to the session, now or later."""
-        node, partition = self.node, self.partition
+        node, _partition = self.node, self.partition
         refusal = node.storage.refusal()
         if refusal is not None:
             session.nacks.append(Nack(number, "disk_full", refusal, ""))
@@ -175,6 +176,7 @@ class Sequencing:
             self.wants_new_epoch = True
 
     def _follow(self, progress: Progress) -> None:
+        self._progressed.unpark_all()
         for acked in progress.acks:
             self._ack(acked)
         if progress.advanced:
@@ -221,7 +223,7 @@ class Sequencing:
         self.core.begin_handoff()
         with trio.move_on_after(timeout_s):
             while not self.core.is_drained and not self.is_retired:
-                await trio.sleep(0.002)
+                await self._progressed.park()
         return self.core.is_drained
 
     # --- followers

@@ -1,4 +1,4 @@
-"""Accepts connections, shakes hands, and gives each frame to the router. Nothing that a remote side sends can end more than its own connection."""
+"""Accepts connections, shakes hands, gives each frame to the router. A remote side can end no more than its own connection."""
 
 import logging
 from collections.abc import Callable
@@ -61,7 +61,14 @@ class Complaints:
 
 class Server:
     def __init__(
-        self, config: BrokerConfig, identity: Identity, router: Router, *, software: str, heard: Callable[[str], None], lost: Callable[[str], None]
+        self,
+        config: BrokerConfig,
+        identity: Identity,
+        router: Router,
+        *,
+        software: str,
+        heard: Callable[[str], None],
+        lost: Callable[[str], None],
     ) -> None:
         self._config = config
         self._identity = identity
@@ -134,7 +141,11 @@ class Server:
     def _refusal(self, hello: Hello, version: int | None) -> Failure | None:
         if version is None:
             mine = f"{PROTOCOL_VERSIONS[0]} to {PROTOCOL_VERSIONS[1]}"
-            return Failure("wrong_version", f"this broker speaks versions {mine}, not {hello.versions[0]} to {hello.versions[1]}", "update the older side")
+            return Failure(
+                "wrong_version",
+                f"this broker speaks versions {mine}, not {hello.versions[0]} to {hello.versions[1]}",
+                "update the older side",
+            )
         if hello.broker and hello.cluster != self._identity.cluster:
             return Failure("wrong_cluster", f"broker {hello.broker} is of another cluster", "check its address list and data directory")
         return None

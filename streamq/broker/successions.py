@@ -12,7 +12,7 @@ from streamq.log.replica_state import ReplicaState
 from streamq.log.takeover import Phase
 from streamq.model.errors import NotFoundError, StreamqError, UnavailableError
 from streamq.model.ids import PartitionId
-from streamq.model.messages import TakeOver, TakenOver
+from streamq.model.messages import TakenOver, TakeOver
 from streamq.model.registers import PartitionRegister, Segment, partition_key
 
 __all__ = ["Successions"]

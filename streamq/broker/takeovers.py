@@ -38,26 +38,25 @@ log = logging.getLogger(__name__)
 DEFER_ABOVE_OFFSETS: Final = 200_000
 """A candidate that lacks more than this below L asks the most complete replica instead (step 3)."""
 TAKEOVER_TIMEOUT_S: Final = 15.0
-TAKEOVER_POLL_S: Final = 0.005
 INBOX: Final = 1_000
 
 Outcome = Callable[[float], list[TakeoverEffect]]
 
 
 async def take_over(partition: "Partition", epoch: int, why: str) -> Phase:
-    """One attempt to take `partition` over from `epoch`; at most one runs at a time here. Returns how it ended; DONE: this broker sequences.
+    """One attempt to take `partition` over from `epoch`; one at a time here. Returns how it ended; DONE: this broker sequences.
 
     Cancelled at any point it leaves what any crash would: the next attempt, by whoever, starts from there (P-19).
     """
-    if "takeover" in partition.busy:
-        while "takeover" in partition.busy:
-            await trio.sleep(TAKEOVER_POLL_S)
+    if partition.takeover_under_way is not None:
+        await partition.takeover_under_way.wait()
         return Phase.LOST
-    partition.busy.add("takeover")
+    partition.takeover_under_way = done = trio.Event()
     try:
         return await _Run(partition, epoch, why).run()
     finally:
-        partition.busy.discard("takeover")
+        partition.takeover_under_way = None
+        done.set()
 
 
 class _Run:
@@ -119,7 +118,14 @@ class _Run:
             partition.sequencing = Sequencing(partition, core.register)
             partition.sequencing.start()
             node.counters["takeovers"] += 1
-            log.info("%s: sequencer of epoch %d from offset %d on, in %.1f ms: %s", partition.name, segment.epoch, segment.base, took_ms, self.why)
+            log.info(
+                "%s: sequencer of epoch %d from offset %d on, in %.1f ms: %s",
+                partition.name,
+                segment.epoch,
+                segment.base,
+                took_ms,
+                self.why,
+            )
         else:
             node.counters[f"takeovers_{core.phase.name.lower()}"] += 1
             log.info("%s: takeover ended %s after %.1f ms: %s", partition.name, core.phase.name, took_ms, core.reason or self.why)
@@ -235,7 +241,13 @@ class _Run:
         closed = effect.closed
         assert closed.end is not None
         change = close_and_open(
-            state.topic, state.index, partition=self.partition.id, epoch=closed.epoch, end=closed.end, opened=effect.opened, holders=closed.replicas
+            state.topic,
+            state.index,
+            partition=self.partition.id,
+            epoch=closed.epoch,
+            end=closed.end,
+            opened=effect.opened,
+            holders=closed.replicas,
         )
         try:
             register = await self.node.registers.change_as(PartitionRegister, partition_key(state.topic, state.index), change)

@@ -77,7 +77,9 @@ class _TipReading:
         register = await self.node.registers.get_as(PartitionRegister, self.key)
         if register is None or register.deleted:
             raise NotFoundError(
-                f"there is no partition {self.index} of topic {self.topic!r}", code="unknown_topic", hint="`streamq topic ls` lists the topics"
+                f"there is no partition {self.index} of topic {self.topic!r}",
+                code="unknown_topic",
+                hint="`streamq topic ls` lists the topics",
             )
         return register
 

@@ -150,7 +150,9 @@ class Topics:
                 sequencers[opened.sequencer] = sequencers.get(opened.sequencer, 0) + 1
         return {broker: Load(replicas[broker], sequencers.get(broker, 0)) for broker in replicas}
 
-    async def _create_partition(self, topic: TopicRegister, index: int, chosen: tuple[str, ...], brokers: dict[str, BrokerRegister]) -> None:
+    async def _create_partition(
+        self, topic: TopicRegister, index: int, chosen: tuple[str, ...], brokers: dict[str, BrokerRegister]
+    ) -> None:
         """The first epoch has no sequencer: the preferred one opens the second by an ordinary takeover (P-8)."""
         key = partition_key(topic.name, index)
         members = tuple(Member(broker, brokers[broker].incarnation) for broker in chosen)
@@ -173,7 +175,9 @@ class Topics:
             except StreamqError as error:
                 log.info("%s/%d: %s could not open it: %s", topic.name, index, broker, error)
         raise UnavailableError(
-            f"topic {topic.name!r} is created, but no replica could open partition {index}", code="unavailable", hint="it opens when brokers are back"
+            f"topic {topic.name!r} is created, but no replica could open partition {index}",
+            code="unavailable",
+            hint="it opens when brokers are back",
         )
 
     async def _have_opened(self, broker: str, topic: str, index: int) -> None:

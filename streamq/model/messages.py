@@ -354,7 +354,7 @@ class Repaired(Message, frozen=True, tag=65):
 
 
 class Open(Message, frozen=True, tag=66):
-    """The register of a completed change: its last segment is the epoch that opens; carries the chain in full (step 6). Answered by `Opened`."""
+    """The register of a completed change: the last segment opens; the chain is there in full (step 6). Answered by `Opened`."""
 
     register: PartitionRegister
 

@@ -69,5 +69,3 @@ def survives(quorum: Quorum) -> Survives:
     """What a topic with this quorum survives, as `topic create` and `describe` show it (I-7)."""
     n, w, r = quorum
     return Survives(data_loss=w - 1, append=n - w, takeover=w - 1, tip=n - r)
-
-

@@ -1,8 +1,8 @@
 """One connection: frames in, frames out, and requests matched with their answers.
 
-Sending never waits: frames are queued and one task writes them, many in one go. What is queued is bounded by `CHANNEL_QUEUE_BYTES_MAX`: whoever lets
-it run over has a peer that does not read, and the channel is closed. Frames that arrive are given to a plain function, in order, so that whatever
-it triggers is decided without a task switch; what takes longer is started elsewhere by that function.
+Sending never waits: frames are queued and one task writes them, many in one go. What is queued is bounded by `CHANNEL_QUEUE_BYTES_MAX`: a
+channel that runs over has a peer that does not read, and is closed. Frames that arrive are given to a plain function, in order, so that
+whatever it triggers is decided without a task switch; what takes longer is started elsewhere by that function.
 """
 
 from collections.abc import Callable, Iterable
@@ -78,7 +78,7 @@ class Channel:
             self.close(f"{self.name} does not read what it asked for")
 
     async def request(self, message: Message, *, payload: Iterable[bytes] = (), timeout_s: float) -> Frame:
-        """Sends and waits for the answer. A `Failure` is raised as the error it stands for; UnavailableError `timed_out` when none came in time.
+        """Sends and waits for the answer. A `Failure` is raised as its error; UnavailableError `timed_out` when none came in time.
 
         Cancelled or timed out, the request may still be carried out at the other side; a late answer is dropped.
         """
@@ -161,7 +161,11 @@ class Channel:
             self.close(f"{self.name} took nothing for {SEND_STALL_S:g} s")
 
     async def _read(
-        self, deliver: Callable[[Frame], None], after_chunk: Callable[[], None], gate: Callable[[], trio.Event | None], budget: ByteBudget | None
+        self,
+        deliver: Callable[[Frame], None],
+        after_chunk: Callable[[], None],
+        gate: Callable[[], trio.Event | None],
+        budget: ByteBudget | None,
     ) -> None:
         reader = self._reader
         while not self.is_closed:

@@ -51,7 +51,9 @@ class TcpNetwork:
                 raise AlreadyExistsError(
                     f"port {port} on {host} is in use", code="precondition_failed", hint="stop what listens there, or choose another port"
                 ) from None
-            raise RefusedError(f"cannot listen on {host}:{port}: {error}", code="bad_config", hint="choose an address of this machine") from None
+            raise RefusedError(
+                f"cannot listen on {host}:{port}: {error}", code="bad_config", hint="choose an address of this machine"
+            ) from None
         for other in others:
             await other.aclose()
         return listener
@@ -59,4 +61,7 @@ class TcpNetwork:
 
 def _all_refused(error: OSError) -> bool:
     group = error.__cause__
-    return isinstance(group, BaseExceptionGroup) and group.subgroup(lambda e: not isinstance(e, (ConnectionRefusedError, BaseExceptionGroup))) is None
+    return (
+        isinstance(group, BaseExceptionGroup)
+        and group.subgroup(lambda e: not isinstance(e, (ConnectionRefusedError, BaseExceptionGroup))) is None
+    )

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
+import trio.lowlevel
 
 from streamq.broker.app import Stopping, run_broker
 from streamq.broker.config import BrokerConfig
@@ -83,7 +84,7 @@ class ClusterInProcess:
         with trio.fail_after(START_TIMEOUT_S):
             for broker in chosen:
                 while not broker.is_running:
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
                 await broker.serving.wait()
 
     async def kill(self, name: str) -> None:

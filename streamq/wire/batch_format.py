@@ -4,7 +4,7 @@
     | partition id | producer id | producer epoch | 0 | sequence | first, max timestamp | epoch | base | append time
 
 The header's CRC-32C covers everything after it in the header, the payload's checksum included, so a batch is bound to its partition and
-its position (P-28). A producer leaves epoch, base and append time zero; the sequencer stamps them, once, and only the header is written anew.
+its position (P-28). A producer leaves epoch, base and append time zero; the sequencer stamps them, and only the header is written anew.
 """
 
 import struct
@@ -77,7 +77,9 @@ def decode_header(head: bytes) -> BatchHeader:
     if not 1 <= records <= BATCH_RECORDS_MAX:
         raise BadBatchError(f"a batch has 1 to {BATCH_RECORDS_MAX} records, not {records}")
     if payload_bytes > BATCH_PAYLOAD_BYTES_MAX or raw_bytes > BATCH_RAW_BYTES_MAX:
-        raise BadBatchError(f"a batch of {payload_bytes} bytes ({raw_bytes} raw); at most {BATCH_PAYLOAD_BYTES_MAX} ({BATCH_RAW_BYTES_MAX})")
+        raise BadBatchError(
+            f"a batch of {payload_bytes} bytes ({raw_bytes} raw); at most {BATCH_PAYLOAD_BYTES_MAX} ({BATCH_RAW_BYTES_MAX})"
+        )
     if base > OFFSET_MAX - records or epoch > OFFSET_MAX or sequence > OFFSET_MAX or min(first_timestamp, max_timestamp, append_time) < 0:
         raise BadBatchError("a batch header has a number out of range")
     return BatchHeader(

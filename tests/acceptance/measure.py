@@ -22,7 +22,6 @@ import trio
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("producers", "consumers")]
 
 from streamq_producer import Producer  # noqa: E402
-
 from tests.integration.local import LocalCluster, local_cluster  # noqa: E402
 
 SENDERS: Final = 8
@@ -34,7 +33,9 @@ def log_lines(count: int, size: int = 100) -> list[bytes]:
     rng = random.Random(1)
     lines = []
     for _ in range(count):
-        text = json.dumps({"ts": rng.random(), "level": rng.choice(["INFO", "WARN"]), "svc": rng.choice(["api", "auth"]), "ms": rng.random()})
+        text = json.dumps(
+            {"ts": rng.random(), "level": rng.choice(["INFO", "WARN"]), "svc": rng.choice(["api", "auth"]), "ms": rng.random()}
+        )
         while len(text) < size:
             text += f" {rng.randrange(10**9):x}"
         lines.append(text[:size].encode())
@@ -56,7 +57,9 @@ def throughput() -> None:
     with local_cluster(journal_file_bytes=64 << 20) as cluster:
         cluster.run("topic", "create", "t")
         rates = sorted(trio.run(run, cluster.bootstrap))
-    print(f"throughput: 100-byte records, zstd, acked: {rates[0]:,.0f} / {statistics.median(rates):,.0f} / {rates[-1]:,.0f} records/s (min/median/max)")
+    print(
+        f"throughput: 100-byte records, zstd, acked: {rates[0]:,.0f} / {statistics.median(rates):,.0f} / {rates[-1]:,.0f} records/s (min/median/max)"
+    )
 
 
 def sync() -> None:
@@ -168,7 +171,9 @@ def ingest() -> None:
         source = Path(directory) / "lines"
         source.write_bytes(b"".join(line + b"\n" for line in log_lines(500_000)))
         began = time.perf_counter()
-        feeder = subprocess.Popen(["sh", "-c", f"for i in $(seq {INGEST_BYTES // source.stat().st_size + 1}); do cat {source}; done"], stdout=subprocess.PIPE)
+        feeder = subprocess.Popen(
+            ["sh", "-c", f"for i in $(seq {INGEST_BYTES // source.stat().st_size + 1}); do cat {source}; done"], stdout=subprocess.PIPE
+        )
         producer = cluster.start_command("produce", "t", "--compression", "none", "-q", stdin=feeder.stdout)
         assert producer.wait() == 0
         feeder.wait()

@@ -39,7 +39,9 @@ async def to(running: ClusterInProcess, broker: str) -> AsyncIterator[WireClient
         yield client
 
 
-async def create(running: ClusterInProcess, name: str = "orders", partitions: int = 1, broker: str = "b1", replicas: int = 3) -> list[PartitionView]:
+async def create(
+    running: ClusterInProcess, name: str = "orders", partitions: int = 1, broker: str = "b1", replicas: int = 3
+) -> list[PartitionView]:
     async with to(running, broker) as client:
         await client.ask(CreateTopic(name, partitions, replicas, 0, 0, "fsync"))
         return await find(client, name)

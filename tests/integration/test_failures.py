@@ -186,7 +186,7 @@ def test_a_flipped_byte_in_the_journal_puts_the_broker_in_limbo_until_it_has_hea
         cluster.produce("t", [b"after"])
         lines.append(b"after")
         wait_until(lambda: all("limbo" not in json.dumps(p) for p in cluster.describe("t")), timeout_s=20, what="limbo ends")
-        wait_until(lambda: "0" == str(_limbo(cluster, victim)), timeout_s=20, what="the broker holds everything again")
+        wait_until(lambda: str(_limbo(cluster, victim)) == "0", timeout_s=20, what="the broker holds everything again")
         others = [n for n in cluster.names if n != victim]
         cluster.kill(others[0])
         assert cluster.tail("t", bootstrap=cluster.address(victim)) == lines

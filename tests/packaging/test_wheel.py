@@ -79,3 +79,11 @@ def test_scripts_are_plain_sh(script: Path) -> None:
 def test_one_command_runs_everything() -> None:
     assert "sh deploy/test.sh" in (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_demo_finds_real_text_everywhere(tmp_path: Path) -> None:
+    target = tmp_path / "text"
+    done = subprocess.run([sys.executable, str(ROOT / "deploy" / "demo_text.py"), str(target), "20000"], capture_output=True, check=True)
+    content = target.read_bytes()
+    assert int(done.stdout) == content.count(b"\n") == 20_000
+    assert content.endswith(b"\n")

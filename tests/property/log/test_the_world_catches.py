@@ -24,7 +24,7 @@ from tests.support.log_world import Broker, Violation, World
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 SEEDS = 1_500
-STEPS = 800
+STEPS = 2500
 
 
 def seal_quorum_one_short(patch: pytest.MonkeyPatch) -> None:

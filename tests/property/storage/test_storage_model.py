@@ -95,8 +95,8 @@ async def follow(sequence: list[tuple[object, ...]], storage: Storage, again: Ca
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(sequence=st.lists(steps, max_size=25), seed=st.integers(0, 1000))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(sequence=st.lists(steps, min_size=8, max_size=40), seed=st.integers(0, 1000))
 def test_storage_is_what_was_done_to_it(kind: str, sequence: list[tuple[object, ...]], seed: int) -> None:
     disk = SimulatedDirectory(Random(seed))
 
