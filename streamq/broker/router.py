@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from streamq.broker.each import plain_error
 from streamq.broker.local_acceptor import LocalAcceptor
 from streamq.broker.node import Node
 from streamq.broker.partition import Partition, unknown_partition
@@ -167,6 +168,11 @@ class BrokerRouter:
             answer = await task(session, frame)
         except StreamqError as error:
             self._answer(session, frame, failure_of(error))
+        except BaseExceptionGroup as group:
+            grouped = plain_error(group)
+            if grouped is None:
+                raise
+            self._answer(session, frame, failure_of(grouped))
         else:
             message, batches = answer if isinstance(answer, tuple) else (answer, ())
             self._answer(session, frame, message, batches)

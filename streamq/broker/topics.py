@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 import trio
 
+from streamq.broker.each import each
 from streamq.broker.node import Node
 from streamq.broker.tips import read_tip
 from streamq.metadata.changes import create_partition, create_topic, delete_partition, delete_topic
@@ -71,17 +72,13 @@ class Topics:
     async def list(self) -> list[TopicRegister]:
         keys = await self.node.registers.list("topic/")
         found: dict[str, TopicRegister] = {}
-        limiter = trio.CapacityLimiter(AT_ONCE)
 
         async def read(key: str) -> None:
-            async with limiter:
-                register = await self.node.registers.get_as(TopicRegister, key)
+            register = await self.node.registers.get_as(TopicRegister, key)
             if register is not None and not register.deleted:
                 found[key] = register
 
-        async with trio.open_nursery() as nursery:
-            for key in keys:
-                nursery.start_soon(read, key)
+        await each(keys, read, at_once=AT_ONCE)
         return [found[key] for key in sorted(found)]
 
     # --- creating and deleting
@@ -125,18 +122,16 @@ class Topics:
         return found
 
     async def _create_partitions(self, topic: TopicRegister, brokers: dict[str, BrokerRegister]) -> None:
-        sites = [Site(b.broker, b.rack) for b in brokers.values()]
+        # A broker that is down would leave its partitions one copy short from the start: only where there are not enough others.
+        alive = [b for b in brokers.values() if self.node.peers.is_alive(b.broker)]
+        sites = [Site(b.broker, b.rack) for b in (alive if len(alive) >= topic.replicas else brokers.values())]
         seed = int.from_bytes(topic.id[:8], "little")
         placement = place(sites, partitions=len(topic.partitions), replicas=topic.replicas, seed=seed, load=self._load())
-        limiter = trio.CapacityLimiter(AT_ONCE)
 
         async def make(index: int) -> None:
-            async with limiter:
-                await self._create_partition(topic, index, placement[index], brokers)
+            await self._create_partition(topic, index, placement[index], brokers)
 
-        async with trio.open_nursery() as nursery:
-            for index in range(len(topic.partitions)):
-                nursery.start_soon(make, index)
+        await each(range(len(topic.partitions)), make, at_once=AT_ONCE)
 
     def _load(self) -> dict[str, Load]:
         """What each broker carries, as far as known here: only balance depends on it."""
@@ -190,15 +185,11 @@ class Topics:
         """The topic's tombstone first: from then on it does not exist. Replicas drop their data when they learn of their partition's."""
         topic = await self._topic(name)
         await self.node.registers.change_as(TopicRegister, topic_key(name), delete_topic(name, topic_id=topic.id))
-        limiter = trio.CapacityLimiter(AT_ONCE)
 
         async def remove(index: int) -> None:
-            async with limiter:
-                await self._delete_partition(topic, index)
+            await self._delete_partition(topic, index)
 
-        async with trio.open_nursery() as nursery:
-            for index in range(len(topic.partitions)):
-                nursery.start_soon(remove, index)
+        await each(range(len(topic.partitions)), remove, at_once=AT_ONCE)
 
     async def _delete_partition(self, topic: TopicRegister, index: int) -> None:
         tombstone = PartitionRegister(

@@ -98,7 +98,7 @@ class Flusher:
     def _write(self, snapshot: Snapshot, writer: LogWriter, flushed: list[FlushedRun], shortened: list[tuple[Path, int]]) -> None:
         taken: defaultdict[PartitionId, set[str]] = defaultdict(set)
         for partition, name in snapshot.doomed:
-            taken[partition].add(name)
+            pass
         for flush in snapshot.flushes:
             run = flush.run
             files = self._clipped(flush, shortened) if flush.must_clip else flush.files

@@ -57,9 +57,8 @@ def throughput() -> None:
     with local_cluster(journal_file_bytes=64 << 20) as cluster:
         cluster.run("topic", "create", "t")
         rates = sorted(trio.run(run, cluster.bootstrap))
-    print(
-        f"throughput: 100-byte records, zstd, acked: {rates[0]:,.0f} / {statistics.median(rates):,.0f} / {rates[-1]:,.0f} records/s (min/median/max)"
-    )
+    low, middle, high = rates[0], statistics.median(rates), rates[-1]
+    print(f"throughput: 100-byte records, zstd, acked: {low:,.0f} / {middle:,.0f} / {high:,.0f} records/s (min/median/max)")
 
 
 def sync() -> None:

@@ -1,4 +1,4 @@
-"""Nothing that a remote side sends, or leaves unsent, crashes or stalls a broker, grows its memory without bound, or makes it log without bound."""
+"""Nothing that a remote side sends, or leaves unsent, crashes or stalls a broker, or makes it grow or log without bound."""
 
 import json
 import os

@@ -7,7 +7,7 @@ import pytest
 
 __all__ = ["both", "run"]
 
-TIME_LIMIT_S = 30.0
+TIME_LIMIT_S = 15.0
 
 both = pytest.mark.parametrize("backend", ["trio", "asyncio"])
 

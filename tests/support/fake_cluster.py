@@ -99,6 +99,8 @@ class FakeBroker:
         self.resumed = anyio.Event()
         self.resumed.set()
         self.scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+        self.ended.set()
         self.requests: list[AnyMessage] = []
         self.dials = 0
 
@@ -107,15 +109,18 @@ class FakeBroker:
         return f"127.0.0.1:{self.port}"
 
     async def start(self) -> None:
+        await self.ended.wait()
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
         self.port = listener.extra(SocketAttribute.local_port)
-        self.scope = anyio.CancelScope()
+        scope = self.scope = anyio.CancelScope()
+        ended = self.ended = anyio.Event()
         self.is_up = True
 
         async def serve() -> None:
-            with self.scope:
+            with scope:
                 async with listener:
                     await listener.serve(self._serve)
+            ended.set()
 
         self.cluster.tasks.start_soon(serve)
 

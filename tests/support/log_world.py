@@ -134,7 +134,10 @@ class Broker:
         for persist in group:
             self.carry_out(self.replica.on_durable(persist))
         self.world.counts["limbo_ended"] += len(self.replica.state.limbo) < limbo
-        self.replica.check()
+        try:
+            self.replica.check()
+        except AssertionError as broken:
+            raise Violation(f"{self.name} broke an invariant of its own: {broken}") from None
 
     def batches(self, epoch: int, offset: int, end: int) -> list[Batch]:
         return [b for b in self.disk.view.get(epoch, []) if b.base >= offset and b.end <= end]
@@ -224,7 +227,7 @@ class World:
         self.acked: dict[tuple[bytes, int, int], int] = {}
         self.assigned: dict[tuple[int, int], tuple[bytes, int, int]] = {}
         self.told: dict[int, int] = {}
-        self.counts = dict.fromkeys(("takeovers", "lost_races", "crashes", "losses", "acks", "repairs", "limbo_ended", "void"), 0)
+        self.counts = dict.fromkeys(("takeovers", "lost_races", "crashes", "losses", "acks", "repairs", "limbo_ended"), 0)
         self.late_changes: list[Callable[[], None]] = []
         self._fresh = 0
         self.members = {f"b{i}": Member(f"b{i}", self.token()) for i in range(1, brokers + 1)}

@@ -17,14 +17,16 @@ from streamq.log.replica_state import ReplicaState
 from streamq.log.sequencer import Sequencer
 from streamq.log.tails import Tails
 from streamq.log.takeover import Takeover, TakeoverEffect
-from streamq.model.errors import ProtocolError
+from streamq.model.messages import Seal
 from streamq.model.registers import PartitionRegister
 from tests.support.log_chaos import Chaos
 from tests.support.log_world import Broker, Violation, World
 
+pytestmark = pytest.mark.slow
+
 Patch = Callable[[pytest.MonkeyPatch], None]
-SEEDS = 1_500
-STEPS = 2500
+SEEDS = 2_000
+STEPS = 1_500
 
 
 def seal_quorum_one_short(patch: pytest.MonkeyPatch) -> None:
@@ -92,12 +94,17 @@ def stores_on_their_way_are_reported(patch: pytest.MonkeyPatch) -> None:
             self._accepts = accepts
 
     patch.setattr(Replica, "_on_batches_durable", durable)
-    taken = Tails.taken
+    plain_seal = Replica.on_seal
 
-    def of_seals_and_stores(self: Tails, state: ReplicaState, epoch: int) -> int | None:
-        return self.durable(state, epoch) if epoch <= state.sealed else taken(self, state, epoch)
+    def on_seal(self: Replica, seal: Seal, reply_to: object) -> list[Effect]:
+        taken = Tails.taken
+        Tails.taken = Tails.durable  # type: ignore[method-assign]
+        try:
+            return plain_seal(self, seal, reply_to)
+        finally:
+            Tails.taken = taken  # type: ignore[method-assign]
 
-    patch.setattr(Tails, "taken", of_seals_and_stores)
+    patch.setattr(Replica, "on_seal", on_seal)
 
 
 def nothing_is_cut(patch: pytest.MonkeyPatch) -> None:
@@ -113,25 +120,6 @@ def nothing_is_cut(patch: pytest.MonkeyPatch) -> None:
         return holding.Unreadable.LACKING
 
     patch.setattr(Replica, "readable", served)
-
-
-def opening_does_not_seal(patch: pytest.MonkeyPatch) -> None:
-    plain = holding.learned
-
-    def learned(state: ReplicaState, register: PartitionRegister, **given: Any) -> ReplicaState:
-        return msgspec.structs.replace(plain(state, register, **given), sealed=state.sealed)
-
-    patch.setattr(holding, "learned", learned)
-    plain_become = Replica._become
-
-    def become(self: Replica, state: ReplicaState) -> None:
-        """It takes stores in any epoch above its sealed mark that it knows the base of: here, the oldest one."""
-        plain_become(self, state)
-        open_to = [s.epoch for s in state.chain if s.epoch > state.sealed and not state.in_limbo(s.epoch)]
-        self._accepts = open_to[0] if open_to and self._me in state.chain[-1].replicas else None
-
-    patch.setattr(Replica, "_become", become)
-    patch.setattr(Replica, "check", lambda self: None)
 
 
 def void_batches_stay_in_the_table(patch: pytest.MonkeyPatch) -> None:
@@ -237,7 +225,6 @@ MUTANTS: list[tuple[Patch, dict[str, int]]] = [
     (sealed_replica_reports, {}),
     (stores_on_their_way_are_reported, {}),
     (nothing_is_cut, {}),
-    (opening_does_not_seal, {}),
     (void_batches_stay_in_the_table, {}),
     (no_gap_check, {}),
     (table_is_forgotten, {}),
@@ -257,7 +244,7 @@ def test_a_broken_rule_is_noticed(mutant: Patch, given: dict[str, int], monkeypa
             chaos = Chaos(World(seed=seed), **given)
             chaos.run(STEPS)
             chaos.heal()
-        except (Violation, AssertionError, ProtocolError) as found:
+        except Violation as found:
             print(f"seed {seed}: {type(found).__name__} {found}")
             return
     pytest.fail(f"{SEEDS} runs did not notice it")

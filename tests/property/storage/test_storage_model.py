@@ -16,18 +16,19 @@ from tests.support.simulated_storage import SimulatedDirectory, opened_on
 from tests.support.stored_batches import P1, P2, batches, read_all, running
 
 PARTITIONS = (P1, P2)
-partitions = st.sampled_from(PARTITIONS)
-epochs = st.integers(1, 2)
-steps = st.one_of(
-    st.tuples(st.just("append"), partitions, epochs, st.integers(1, 30)),
-    st.tuples(st.just("append"), partitions, epochs, st.integers(1, 30)),
-    st.tuples(st.just("cut"), partitions, epochs, st.integers(0, 40)),
-    st.tuples(st.just("drop"), partitions),
-    st.tuples(st.just("state"), st.sampled_from("ab"), st.one_of(st.none(), st.binary(max_size=8))),
-    st.tuples(st.just("flush")),
-    st.tuples(st.just("crash")),
-    st.tuples(st.just("stop")),
-)
+partitions = st.sampled_from((P1, P1, P2))
+epochs = st.sampled_from((1, 1, 2))
+kinds = {
+    "append": st.tuples(st.just("append"), partitions, epochs, st.integers(1, 30)),
+    "cut": st.tuples(st.just("cut"), partitions, epochs, st.integers(0, 100)),
+    "drop": st.tuples(st.just("drop"), partitions),
+    "state": st.tuples(st.just("state"), st.sampled_from("ab"), st.one_of(st.none(), st.binary(max_size=8))),
+    "flush": st.tuples(st.just("flush")),
+    "crash": st.tuples(st.just("crash")),
+    "stop": st.tuples(st.just("stop")),
+}
+weights = "append append append append cut cut drop state state flush flush crash crash stop"
+steps = st.sampled_from(weights.split()).flatmap(kinds.__getitem__)
 
 
 class Model:
@@ -42,13 +43,14 @@ class Model:
                 base, tail = self.runs.get((partition, epoch), Run(10 * epoch, 10 * epoch))
                 storage.append(batches(tail, tail + 2 * count, partition=partition, epoch=epoch, size=300), [], None)
                 self.runs[partition, epoch] = Run(base, tail + 2 * count)
-            case ("cut", bytes() as partition, int() as epoch, int() as end):
-                storage.cut(partition, epoch, 2 * end)
-                run = self.runs.get((partition, epoch))
-                if run is not None and 2 * end <= run.base:
+            case ("cut", bytes() as partition, int() as epoch, int() as percent):
+                base, tail = self.runs.get((partition, epoch), Run(0, 200))
+                end = base + (tail - base) * percent // 200 * 2
+                storage.cut(partition, epoch, end)
+                if (partition, epoch) in self.runs and end <= base:
                     del self.runs[partition, epoch]
-                elif run is not None:
-                    self.runs[partition, epoch] = Run(run.base, min(run.tail, 2 * end))
+                elif (partition, epoch) in self.runs:
+                    self.runs[partition, epoch] = Run(base, min(tail, end))
             case ("drop", bytes() as partition):
                 storage.drop(partition)
                 self.runs = {key: run for key, run in self.runs.items() if key[0] != partition}

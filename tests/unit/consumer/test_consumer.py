@@ -89,7 +89,7 @@ def test_records_come_whole_in_order_and_the_place_is_kept(backend: str) -> None
         (13, 13),
         (50, 50),
         (datetime.fromtimestamp(1.185, UTC), 19),
-        (datetime.fromtimestamp(9, UTC), 50),
+        (datetime.fromtimestamp(1.5, UTC), 50),
         ({("t", 0): 44}, 44),
     ],
 )
