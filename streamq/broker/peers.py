@@ -85,7 +85,7 @@ class Peer:
                 if size + batch.size > STORE_BYTES_MAX and size:
                     if count:
                         frame_runs.append(StoreRun(partition, epoch, high_watermark, count))
-                    self.channel.send(Store(tuple(frame_runs)), payload=payload)
+                    self.channel.gather(Store(tuple(frame_runs)), payload=payload)
                     frame_runs, payload, size, count = [], [], 0, 0
                 payload += (batch.head, batch.payload)
                 size += batch.size
@@ -93,7 +93,8 @@ class Peer:
             if count or not batches:
                 frame_runs.append(StoreRun(partition, epoch, high_watermark, count))
         if frame_runs:
-            self.channel.send(Store(tuple(frame_runs)), payload=payload)
+            self.channel.gather(Store(tuple(frame_runs)), payload=payload)
+        self.channel.push()
 
 
 STORE_BYTES_MAX: Final = 2 * 1024 * 1024

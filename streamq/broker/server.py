@@ -170,6 +170,7 @@ class Server:
                 budget=self._budget if member is None else None,
             )
         finally:
+            channel.close("the connection ended")  # before its descriptor can be another's
             self._sessions.discard(session)
             router.ended(session)
             if member is not None:

@@ -35,11 +35,12 @@ class Session:
     def flush(self) -> None:
         """One frame for all outcomes of batches, one for all reports of stored ones."""
         if self.acks or self.nacks:
-            self.channel.send(Produced(tuple(self.acks), tuple(self.nacks)))
+            self.channel.gather(Produced(tuple(self.acks), tuple(self.nacks)))
             self.acks, self.nacks = [], []
         if self.stored:
-            self.channel.send(Stored(tuple(self.stored)))
+            self.channel.gather(Stored(tuple(self.stored)))
             self.stored = []
+        self.channel.push()
 
 
 class ReplyTo:

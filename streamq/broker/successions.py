@@ -25,6 +25,8 @@ ATTEMPTS_MAX: Final = 6
 RETRY_FIRST_S: Final = 0.03
 NEW_EPOCH_INTERVAL_S: Final = 2.0
 """A replica that is gone brings about at most one new epoch in this time (P-22)."""
+SEND_HOME_INTERVAL_S: Final = 10.0
+"""Between two handoffs of a partition to the broker that it prefers: one that cannot take it yet costs an epoch each time."""
 CHECK_INTERVAL_S: Final = 0.5
 DRAIN_TIMEOUT_S: Final = 1.0
 HANDOFF_TIMEOUT_S: Final = 3.0
@@ -139,12 +141,22 @@ class Successions:
                     phase = await take_over(partition, opened.epoch, why)
                 if phase in (Phase.DONE, Phase.DEFERRED):
                     return
+                if partition.replica.table.position < opened.base and await self._have_taken_over(partition, opened):
+                    return
                 await trio.sleep(delay * (0.5 + self.node.clock.random()))
                 delay = min(2 * delay, 1.0)
         except StreamqError as error:
             log.info("%s: succession given up for now: %s", partition.name, error)
         finally:
             partition.busy.discard("succession")
+
+    async def _have_taken_over(self, partition: Partition, opened: Segment) -> bool:
+        """This broker cannot sequence before it holds the whole log (P-34): one of the others that are alive is asked to."""
+        state = partition.replica.state
+        for broker in partition.holders(opened.epoch):
+            if self.node.peers.is_alive(broker) and await self._ask(broker, TakeOver(state.topic, state.index, opened.epoch)):
+                return True
+        return False
 
     # --- looking around
 
@@ -189,7 +201,14 @@ class Successions:
     def _open_new_epoch(self, partition: Partition, opened: Segment, now: float) -> None:
         """P-22: one of the replicas is gone for this epoch; the next names who came back in its place."""
         if self._may_open(partition, now):
-            self.node.nursery.start_soon(take_over, partition, opened.epoch, "a replica is gone for this epoch")
+            self.node.nursery.start_soon(self._take_over_again, partition, opened.epoch)
+
+    async def _take_over_again(self, partition: Partition, epoch: int) -> None:
+        try:
+            async with self._limiter:
+                await take_over(partition, epoch, "a replica is gone for this epoch")
+        except StreamqError as error:
+            log.info("%s: no new epoch for now: %s", partition.name, error)
 
     def _ask_for_new_epoch(self, partition: Partition, opened: Segment, now: float) -> None:
         """This replica is the one that is gone for the epoch; its sequencer may not have noticed, without traffic."""
@@ -223,6 +242,7 @@ class Successions:
         if follower is None or not follower.is_live or follower.tail < sequencing.core.high_watermark or "handoff" in partition.busy:
             return
         if self._may_open(partition, now):
+            self._new_epoch_at[partition.id] = now + SEND_HOME_INTERVAL_S
             self.node.nursery.start_soon(self.hand_over, partition, preferred)
 
     async def hand_over(self, partition: Partition, successor: str) -> None:

@@ -1,8 +1,8 @@
 """Runs takeovers: carries out what the `Takeover` core asks for, and feeds each outcome back. Safety is the core's; this is plumbing."""
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -40,6 +40,7 @@ DEFER_ABOVE_OFFSETS: Final = 200_000
 TAKEOVER_TIMEOUT_S: Final = 15.0
 INBOX: Final = 1_000
 
+T = TypeVar("T")
 Outcome = Callable[[float], list[TakeoverEffect]]
 
 
@@ -63,6 +64,7 @@ class _Run:
     def __init__(self, partition: "Partition", epoch: int, why: str) -> None:
         self.partition = partition
         self.node = partition.node
+        self.epoch = epoch
         self.why = why
         self.core = Takeover(
             me=self.node.me,
@@ -76,7 +78,7 @@ class _Run:
         self._receive: trio.MemoryReceiveChannel[Outcome]
         self._send, self._receive = trio.open_memory_channel(INBOX)
         self._nursery: trio.Nursery
-        self._transfers = trio.CancelScope()
+        self._transfers: set[trio.CancelScope] = set()
         self._began = trio.current_time()
 
     async def run(self) -> Phase:
@@ -93,8 +95,8 @@ class _Run:
                     now = trio.current_time()
                     effects = core.on_deadline(now) if outcome is None else outcome(now)
                     if core.phase is not phase and phase in (Phase.COPY, Phase.REPAIR):
-                        self._transfers.cancel()
-                        self._transfers = trio.CancelScope()
+                        for transfer in self._transfers:
+                            transfer.cancel()
                     self._carry_out(effects)
             nursery.cancel_scope.cancel()
         await self._conclude()
@@ -107,7 +109,10 @@ class _Run:
             partition.learn(core.register)
         if core.phase is Phase.DONE:
             assert core.register is not None
-            await partition.fold()
+            try:
+                await partition.fold()
+            except StreamqError as error:
+                log.warning("%s: the idempotence table cannot be completed: %s", partition.name, error)
             segment = core.register.last
             newest = partition.open_segment
             if newest is None or newest.epoch != segment.epoch or not partition.replica.is_complete(segment.base):
@@ -138,9 +143,9 @@ class _Run:
             elif isinstance(effect, SendSeal):
                 start(self._seal, effect)
             elif isinstance(effect, StartCopy):
-                start(self._copy, effect, self._transfers)
+                start(self._transfer, self._copy, effect)
             elif isinstance(effect, SendRepair):
-                start(self._repair, effect, self._transfers)
+                start(self._transfer, self._repair, effect)
             elif isinstance(effect, ChangeRegister):
                 start(self._change, effect)
             elif isinstance(effect, OpenEpoch):
@@ -160,11 +165,25 @@ class _Run:
             register = await self.node.registers.get_as(PartitionRegister, partition_key(state.topic, state.index))
             if register is None or register.id != self.partition.id or register.deleted:
                 raise UnavailableError(f"{self.partition.name} was deleted", code="unavailable")
+            await self._become_whole(register)
         except StreamqError as error:
             reason = str(error)
             self._tell(lambda now: self.core.on_read_failed(reason, now))
         else:
             self._tell(lambda now: self.core.on_register(register, now))
+
+    async def _become_whole(self, register: PartitionRegister) -> None:
+        """P-34: who cannot complete its idempotence table must not close the epoch of somebody who could go on. Raises StreamqError."""
+        partition, last = self.partition, register.last
+        if last.epoch != self.epoch or not last.is_open:
+            return
+        partition.learn(register)
+        await partition.fold()
+        while partition.replica.table.position < last.base:
+            if partition.replica.high_watermark[0] >= last.epoch:
+                raise UnavailableError(f"{self.node.broker} does not hold all of {partition.name} before this epoch", code="not_replica")
+            await partition.stored.park()  # the chain is not durable yet
+            await partition.fold()
 
     async def _seal(self, effect: SendSeal) -> None:
         """The own replica is sealed like any other."""
@@ -176,7 +195,8 @@ class _Run:
             else:
                 member = self._member(effect.broker)
                 message = await self.node.peers.request(effect.broker, effect.seal, self.node.config.request_timeout_s)
-            assert isinstance(message, Sealed)
+            if not isinstance(message, Sealed):
+                raise UnavailableError(f"{effect.broker} answered a seal with {type(message).__name__}", code="unavailable")
         except StreamqError:
             self._tell(lambda now: self.core.on_unreachable(effect.broker, now))
         else:
@@ -190,51 +210,58 @@ class _Run:
             raise UnavailableError(f"broker {broker} is not connected", code="unavailable")
         return peer.member
 
-    async def _copy(self, effect: StartCopy, scope: trio.CancelScope) -> None:
+    async def _transfer(self, work: Callable[[T], Awaitable[None]], effect: T) -> None:
+        """Each in a scope of its own: several brokers may be repaired at once."""
+        with trio.CancelScope() as scope:
+            self._transfers.add(scope)
+            try:
+                await work(effect)
+            finally:
+                self._transfers.discard(scope)
+
+    async def _copy(self, effect: StartCopy) -> None:
         state = self.partition.replica.state
         repair = Repair(self.partition.id, state.topic, state.index, effect.segment)
         offset = effect.offset
-        with scope:
-            for source in effect.sources:
-                try:
-                    while offset < effect.end:
-                        batches = await self.partition.fetch(source, effect.segment.epoch, offset, effect.end)
-                        if not batches:
-                            break
-                        answered = Answered()
-                        self.partition.carry_out(self.partition.replica.on_repair(repair, batches, answered))
-                        message = await answered.message()
-                        assert isinstance(message, Repaired)
-                        if message.local_tail <= offset:
-                            break
-                        offset = message.local_tail
-                        self._tell(lambda now, tail=offset: self.core.on_copied(tail, now))  # type: ignore[misc]
-                except StreamqError as error:
-                    log.info("%s: copying from %s failed: %s", self.partition.name, source, error)
-            if offset < effect.end:
-                self._tell(self.core.on_copy_failed)
+        for source in effect.sources:
+            try:
+                while offset < effect.end:
+                    batches = await self.partition.fetch(source, effect.segment.epoch, offset, effect.end)
+                    if not batches:
+                        break
+                    answered = Answered()
+                    self.partition.carry_out(self.partition.replica.on_repair(repair, batches, answered))
+                    message = await answered.message()
+                    assert isinstance(message, Repaired)
+                    if message.local_tail <= offset:
+                        break
+                    offset = message.local_tail
+                    self._tell(lambda now, tail=offset: self.core.on_copied(tail, now))  # type: ignore[misc]
+            except StreamqError as error:
+                log.info("%s: copying from %s failed: %s", self.partition.name, source, error)
+        if offset < effect.end:
+            self._tell(self.core.on_copy_failed)
 
-    async def _repair(self, effect: SendRepair, scope: trio.CancelScope) -> None:
+    async def _repair(self, effect: SendRepair) -> None:
         partition, node = self.partition, self.node
         state = partition.replica.state
         message = Repair(partition.id, state.topic, state.index, effect.segment)
         offset = effect.offset
-        with scope:
-            try:
-                while True:
-                    read = await partition.read_epoch(effect.segment.epoch, offset, max_bytes=COPY_BYTES_MAX) if offset < effect.end else []
-                    batches = [batch for batch in read if batch.end <= effect.end]
-                    member = self._member(effect.broker)
-                    answer = await node.peers.request(effect.broker, message, 2 * node.config.request_timeout_s, payload=buffers(batches))
-                    if not isinstance(answer, Repaired):
-                        raise UnavailableError(f"{effect.broker} answered a repair with {type(answer).__name__}", code="unavailable")
-                    node.counters["repairs"] += 1
-                    self._tell(lambda now, member=member, answer=answer: self.core.on_repaired(member, answer, now))  # type: ignore[misc]
-                    if answer.end is not None or answer.local_tail >= effect.end or answer.local_tail <= offset:
-                        return
-                    offset = answer.local_tail
-            except StreamqError:
-                self._tell(lambda now: self.core.on_unreachable(effect.broker, now))
+        try:
+            while True:
+                read = await partition.read_epoch(effect.segment.epoch, offset, max_bytes=COPY_BYTES_MAX) if offset < effect.end else []
+                batches = [batch for batch in read if batch.end <= effect.end]
+                member = self._member(effect.broker)
+                answer = await node.peers.request(effect.broker, message, 2 * node.config.request_timeout_s, payload=buffers(batches))
+                if not isinstance(answer, Repaired):
+                    raise UnavailableError(f"{effect.broker} answered a repair with {type(answer).__name__}", code="unavailable")
+                node.counters["repairs"] += 1
+                self._tell(lambda now, member=member, answer=answer: self.core.on_repaired(member, answer, now))  # type: ignore[misc]
+                if answer.end is not None or answer.local_tail >= effect.end or answer.local_tail <= offset:
+                    return
+                offset = answer.local_tail
+        except StreamqError:
+            self._tell(lambda now: self.core.on_unreachable(effect.broker, now))
 
     async def _change(self, effect: ChangeRegister) -> None:
         state = self.partition.replica.state
