@@ -320,3 +320,25 @@ async def test_describe_shows_every_replica_and_the_tip() -> None:
         assert description.high_watermark == 1
         states = sorted(view.state for view in description.replicas)
         assert states == ["serving", "serving", "unreachable"]
+
+
+async def test_a_request_for_many_partitions_that_fails_is_answered_and_ends_no_broker() -> None:
+    """Errors of tasks that run together arrive as a group; the asker gets one plain error, the broker goes on."""
+    async with cluster(3) as running:
+        await create(running, partitions=3)
+        await running.kill("b2")
+        await running.kill("b3")
+        async with to(running, "b1") as client:
+            for message in (DeleteTopic("orders"), CreateTopic("more", 3, 0, 0, 0, "fsync")):
+                with pytest.raises(StreamqError) as failed:
+                    await client.ask(message, timeout_s=12)
+                assert failed.value.code in ("timed_out", "unavailable", "unknown_outcome")
+            assert isinstance(await client.ask(BrokerStatus()), BrokerState)
+
+
+async def test_new_partitions_are_placed_on_brokers_that_are_up_where_there_are_enough() -> None:
+    async with cluster(4) as running:
+        await running.kill("b2")
+        await trio.sleep(0.2)
+        partitions = await create(running, partitions=4)
+        assert all("b2" not in p.replicas and len(p.replicas) == 3 for p in partitions)
