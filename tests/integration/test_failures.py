@@ -59,8 +59,9 @@ def check_receipts(stream: Stream, tailed: list[bytes]) -> None:
 
 
 def test_each_broker_killed_in_turn_and_then_all_at_once(tmp_path: Path) -> None:
-    with local_cluster() as cluster:
+    with local_cluster() as cluster, (tmp_path / "followed").open("w+b") as followed:
         cluster.run("topic", "create", "t")
+        follower = cluster.start_command("tail", "t", "--from", "start", "-f", stdout=followed)
         stream = Stream(cluster, "t", tmp_path)
         time.sleep(0.5)
         for name in cluster.names:
@@ -71,6 +72,12 @@ def test_each_broker_killed_in_turn_and_then_all_at_once(tmp_path: Path) -> None
         summary = stream.end()
         assert float(str(summary["longest_gap_s"])) < GAP_MAX_S
         check_receipts(stream, cluster.tail("t"))
+        # A consumer that followed through all of it has seen each record once, in order.
+        wait_until(lambda: followed.seek(0, 2) >= stream.sent * len(b"line-000000000\n"), timeout_s=10, what="the follower has caught up")
+        follower.terminate()
+        follower.wait()
+        followed.seek(0)
+        assert followed.read().split(b"\n")[:-1] == stream.lines()
         cluster.kill(*cluster.names)
         cluster.start()
         for name in cluster.names:
