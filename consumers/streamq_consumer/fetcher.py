@@ -14,7 +14,8 @@ import anyio
 from streamq.client.cluster import Cluster
 from streamq.client.lifetime import Lifetime
 from streamq.client.timers import Timers
-from streamq.model.errors import CorruptDataError, NotFoundError, ProtocolError, StreamqError, UnavailableError
+from streamq.model.batches import Batch
+from streamq.model.errors import CorruptDataError, NotFoundError, StreamqError, UnavailableError
 from streamq.model.messages import Credit, MetadataView, ReadTip, Records, TipRead
 from streamq.wire.batch_format import BadBatchError, split_batches
 from streamq.wire.framing import Frame
@@ -74,9 +75,7 @@ class Fetcher:
         """The records of the next batch of the next feed in line; None if nothing is there. Raises what a feed failed with, as long as it
         is not sought to another place.
         """
-        for feed in self._failed:
-            if not feed.batches and feed.error is not None:
-                raise feed.error.with_traceback(None)
+        self._raise_failure()
         while self._line:
             feed = self._line.popleft()
             feed.is_listed = False
@@ -84,7 +83,13 @@ class Fetcher:
             self._list(feed)
             if records:
                 return feed, records
+        self._raise_failure()
         return None
+
+    def _raise_failure(self) -> None:
+        for feed in self._failed:
+            if not feed.batches and feed.error is not None:
+                raise feed.error.with_traceback(None)
 
     def seek(self, feed: Feed, offset: int, *, from_earliest: bool = False) -> None:
         feed.drop()
@@ -101,24 +106,29 @@ class Fetcher:
     def on_frame(self, feed: Feed, attempt: int, frame: Frame) -> None:
         told = frame.message
         now = anyio.current_time()
-        try:
-            if not isinstance(told, Records):
-                raise ProtocolError(f"a stream of records brought a {type(told).__name__}", code="protocol")
-            batches = list(split_batches(frame.payload))
-            if any(batch.header.partition != feed.view.id for batch in batches):
-                raise ProtocolError("a stream brought a batch of another partition", code="protocol")
-        except (BadBatchError, ProtocolError) as error:
+        batches: list[Batch] = []
+        damage = ""
+        if not isinstance(told, Records):
+            damage = f"a stream of records brought a {type(told).__name__}"
+        else:
+            try:
+                for batch in split_batches(frame.payload):
+                    if batch.header.partition != feed.view.id:
+                        raise BadBatchError("a batch of another partition")
+                    batches.append(batch)
+            except BadBatchError as error:
+                damage = error.message
+            spans = [decided.Span(batch.base, batch.end, batch.size) for batch in batches]
+            effects = feed.session.on_records(attempt, spans, told.high_watermark, now)
+            for effect in effects:
+                if isinstance(effect, decided.Take):
+                    feed.batches.append((batches[effect.at], effect.skip))
+            self._carry_out(feed, effects)
+            self._list(feed)
+        if damage and attempt == feed.session.attempt:
             feed.leave()
-            damage = CorruptDataError(f"{feed.session.source} sent bytes that are damaged: {error.message}", code="data_damaged")
-            self._carry_out(feed, feed.session.on_ended(attempt, damage, now))
-            return
-        spans = [decided.Span(batch.base, batch.end, batch.size) for batch in batches]
-        effects = feed.session.on_records(attempt, spans, told.high_watermark, now)
-        for effect in effects:
-            if isinstance(effect, decided.Take):
-                feed.batches.append((batches[effect.at], effect.skip))
-        self._carry_out(feed, effects)
-        self._list(feed)
+            broken = CorruptDataError(f"{feed.session.source} sent bytes that are damaged: {damage}", code="data_damaged")
+            self._carry_out(feed, feed.session.on_ended(attempt, broken, now))
 
     def on_ended(self, feed: Feed, attempt: int, error: StreamqError) -> None:
         if attempt == feed.session.attempt:

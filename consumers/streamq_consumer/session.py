@@ -130,7 +130,8 @@ class PartitionSession:
         self._until = NEVER
         self._pause = PAUSE_S_MIN
         self._switches = 0
-        self._damaged = 0
+        self._damaged = (0, 0)
+        """An offset that could not be read, and how often."""
         self._set_replicas(replicas)
 
     # --- what is asked of it -------------------------------------------------------------------------------------------------
@@ -203,16 +204,14 @@ class PartitionSession:
         assert self.position < end <= self.expected
         self.position = end
         self._from_earliest = False
-        self._damaged = 0
         self._buffered -= size
         self._owed += size
         return self._give_credit()
 
     def on_damaged(self, error: CorruptDataError, now: float) -> list[Effect]:
         """The batch at `position` does not unpack; the caller has dropped everything buffered. Another replica may have it whole."""
-        self._damaged += 1
         self.expected, self._buffered = self.position, 0
-        if self._damaged >= DAMAGED_TRIES:
+        if self._is_damaged_everywhere():
             return self._fail(error)
         self.trouble = error
         return self._switch(now)
@@ -224,16 +223,20 @@ class PartitionSession:
         self.trouble = error
         if isinstance(error, OffsetError):
             return self._on_offset_refused(error, now)
-        if isinstance(error, CorruptDataError):
-            self._damaged += 1
-            if self._damaged >= DAMAGED_TRIES:
-                return self._fail(error)
+        if isinstance(error, CorruptDataError) and self._is_damaged_everywhere():
+            return self._fail(error)
         if isinstance(error, RefusedError) and error.code != "limit_reached":
             return self._fail(error)
         effects = self._switch(now)
         if isinstance(error, NotFoundError) or error.code == "not_replica":
             effects.append(Locate())
         return effects
+
+    def _is_damaged_everywhere(self) -> bool:
+        """Counts one more try that failed at `expected`."""
+        tries = self._damaged[1] if self._damaged[0] == self.expected else 0
+        self._damaged = (self.expected, tries + 1)
+        return tries + 1 >= DAMAGED_TRIES
 
     def on_tip(self, high_watermark: int, start_offset: int, now: float) -> list[Effect]:
         """A quorum read of the tip, whoever asked for it."""
@@ -285,7 +288,8 @@ class PartitionSession:
         """Goes on at `offset`; the caller has dropped everything buffered."""
         self.position = self.expected = offset
         self._from_earliest = from_earliest
-        self._buffered = self._owed = self._damaged = 0
+        self._buffered = self._owed = 0
+        self._damaged = (0, 0)
         self._switches = 0
         self._served_at = now
         return [Leave(), *self._begin(now)]

@@ -27,6 +27,8 @@ from streamq_producer.topic import Topic
 __all__ = ["Producer", "ProducerOptions"]
 
 PRODUCER_ID_BYTES: Final = 16
+FAILED_CLOSE_S: Final = 2.0
+"""How long an exception that leaves the block is held up, at most, for what is under way."""
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -48,8 +50,8 @@ class Producer:
 
     Entering the block reaches one broker of `bootstrap` ("host:port,host:port") or raises UnavailableError, within 10 s. Leaving it sends
     what is buffered and waits for outcomes, `close_timeout_s` at most, then raises the first failure that nobody asked for, unless
-    another exception is on its way. When the block is cancelled nothing is waited for: what has no outcome by then is unknown, or not
-    stored if it was never sent.
+    another exception is on its way, which is held up for 2 s at most. When the block is cancelled nothing is waited for: what has no
+    outcome by then is unknown, or not stored if it was never sent.
 
     A record is acked, certainly not stored, or of unknown outcome (UnknownOutcomeError, only after `delivery_timeout_s` or when the
     producer is closed with the record under way). An idempotent producer, the default, sends again what is in doubt until one of the
@@ -81,8 +83,10 @@ class Producer:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
-            if error is None or isinstance(error, Exception):
-                await self._drain()
+            if error is None:
+                await self._drain(self.settings.close_timeout_s)
+            elif isinstance(error, Exception):
+                await self._drain(min(self.settings.close_timeout_s, FAILED_CLOSE_S))
         finally:
             self._is_open = False
             self._topics.clear()
@@ -306,9 +310,9 @@ class Producer:
         if not self._is_open:
             raise RuntimeError("a producer is used inside its block: async with Producer(...) as producer")
 
-    async def _drain(self) -> None:
+    async def _drain(self, timeout_s: float) -> None:
         self._dispatcher.seal_all()
-        with anyio.move_on_after(self.settings.close_timeout_s):
+        with anyio.move_on_after(timeout_s):
             for outcome in list(self._dispatcher.unsettled):
                 await outcome.wait()
 

@@ -58,6 +58,7 @@ class Cluster:
         self.brokers: dict[str, BrokerAddress] = {}
         """As last told by a broker; empty until `metadata` was asked for."""
         self._listener = listener
+        self._cluster = b""
         self._lifetime = Lifetime()
         self._connections: dict[str, Connection] = {}
         self._dialled: dict[str, Address] = {}
@@ -199,8 +200,14 @@ class Cluster:
         try:
             fresh = await dial(address, timeouts=self.timeouts)
         except StreamqError as error:
-            under_way.error, under_way.ended_at = error, anyio.current_time()
-            under_way.done.set()
+            self._give_up(under_way, error)
+            return
+        self._cluster = self._cluster or fresh.welcome.cluster
+        if fresh.welcome.cluster != self._cluster:
+            message = f"{address}: broker {fresh.broker} belongs to another cluster"
+            self._give_up(under_way, UnavailableError(message, code="unavailable", hint="give addresses of one cluster only"))
+            fresh.close()
+            await fresh.run()
             return
         connection = self.open_connection(fresh.broker)
         if connection is None:
@@ -215,6 +222,10 @@ class Cluster:
         await fresh.run()
         if self._connections.get(fresh.broker) is fresh:
             del self._connections[fresh.broker]
+
+    def _give_up(self, under_way: _Dial, error: StreamqError) -> None:
+        under_way.error, under_way.ended_at = error, anyio.current_time()
+        under_way.done.set()
 
     async def _bootstrap(self) -> None:
         error: AllFailedError | None = None

@@ -17,4 +17,11 @@ def run(backend: str, body: Callable[[], Awaitable[None]]) -> None:
         with anyio.fail_after(TIME_LIMIT_S):
             await body()
 
-    anyio.run(limited, backend=backend)
+    try:
+        anyio.run(limited, backend=backend)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        error.__context__ = error.__cause__ = None
+        raise error from None

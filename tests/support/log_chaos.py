@@ -1,6 +1,7 @@
-"""Drives a `World` at random: traffic, retries, lost and repeated mail, crashes, losses of disks, takeovers by anybody at any moment, tip reads."""
+"""Drives a `World` at random: traffic, retries, lost and repeated mail, crashes, losses, takeovers by anybody at any moment, tip reads."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from streamq.log.tip import ReadRegister, SendTip, TipEffect, TipRead
 from streamq.metadata.changes import name_holder
@@ -94,6 +95,7 @@ class Chaos:
             (self.lose_disk, 1),
             (self.late_change, 1),
             (self.read_tip, 2),
+            (self.checkpoint, 1),
         ]
 
     def run(self, steps: int) -> None:
@@ -211,6 +213,11 @@ class Chaos:
                 broker.carry_out(broker.replica.on_learn(self.world.register))
             broker.fold()
 
+    def checkpoint(self) -> None:
+        broker = self.random.choice(list(self.world.brokers.values()))
+        if broker.is_up:
+            broker.disk.table = broker.replica.table.snapshot()
+
     def lose_disk(self) -> None:
         """With its incarnation, or with the mark that makes it enter limbo: anything of it may be left then (P-29)."""
         if self.losses_left and self.random.random() < 0.3:
@@ -227,6 +234,7 @@ class Chaos:
             broker.disk.lost = True
             broker.disk.raw = {e: left for e, run in old.raw.items() if (left := run[: self.random.randint(0, len(run))])}
             broker.disk.state = old.state if self.random.random() < 0.5 else None
+            broker.disk.table = old.table if self.random.random() < 0.5 else None
             broker.disk.crash(0)
         self.world.members[broker.name] = broker.me
 
@@ -291,7 +299,7 @@ class Chaos:
             for segment in world.register.chain:
                 log.update((b.base, b) for b in broker.batches(segment.epoch, segment.base, tip if segment.end is None else segment.end))
         batches = [log[base] for base in sorted(log)]
-        if any(a.end != b.base for a, b in zip(batches, batches[1:], strict=False)) or (batches and batches[0].base != 0):
+        if any(a.end != b.base for a, b in pairwise(batches)) or (batches and batches[0].base != 0):
             raise Violation("I-4: the final log has a hole")
         named = [uid(b) for b in batches if b.header.producer != NO_PRODUCER]
         if len(set(named)) != len(named):

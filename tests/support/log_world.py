@@ -1,7 +1,7 @@
 """A small synchronous world for the log cores: disks, brokers, one partition's register, and a network that delays, repeats and loses.
 
-Everything that happens is an event chosen by whoever drives the world. What any observer concludes to be committed goes into `seen`; `Violation` is
-raised as soon as something that protocol.md's section 9 excludes has happened.
+Everything that happens is an event chosen by whoever drives the world. What any observer concludes to be committed goes into `seen`;
+`Violation` is raised as soon as something that protocol.md's section 9 excludes has happened.
 """
 
 import random
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from streamq.log.effects import Alarm, Cut, Effect, Persist, Reply
+from streamq.log.idempotence import IdempotenceTable, TableSnapshot
 from streamq.log.replica import Readable, Replica
 from streamq.log.replica_state import ReplicaState
 from streamq.log.sequencer import Assigned, Duplicate, Progress, Sequencer
@@ -41,6 +42,7 @@ class Disk:
         self.state: ReplicaState | None = None
         self.pending: list[Persist] = []
         self.view: dict[int, list[Batch]] = {}
+        self.table: TableSnapshot | None = None
         self.lost = False
         """The incarnation has lost what it held (limbo, P-29) and not yet recorded that it is in limbo."""
 
@@ -100,7 +102,8 @@ class Broker:
     def start(self) -> None:
         self.is_up = True
         self.start_number += 1
-        self.replica = Replica(self.me, self.disk.state or ReplicaState(PARTITION), self.disk.runs())
+        table = IdempotenceTable.restore(self.disk.table) if self.disk.table is not None else None
+        self.replica = Replica(self.me, self.disk.state or ReplicaState(PARTITION), self.disk.runs(), table)
         self.carry_out(self.replica.on_restart())
         if self.disk.lost:
             self.carry_out(self.replica.enter_limbo())
@@ -174,7 +177,11 @@ class Broker:
         assert self.sequencer is not None
         run = StoreRun(PARTITION, self.sequencer.epoch, self.sequencer.high_watermark, len(batches))
         self.world.note_told(run.epoch, run.high_watermark)
-        self.world.post(member, f"store {run.epoch}", lambda there: there.carry_out(there.replica.on_store(run, batches, self.report_from(there))))
+
+        def deliver(there: "Broker") -> None:
+            there.carry_out(there.replica.on_store(run, batches, self.report_from(there)))
+
+        self.world.post(member, f"store {run.epoch}", deliver)
 
     def report_from(self, there: "Broker") -> Callable[..., None]:
         """The handle with which `there` reports to the sequencer here, whoever that is by then."""

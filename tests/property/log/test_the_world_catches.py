@@ -13,10 +13,9 @@ from streamq.log import digest, holding, idempotence, next_epoch, replica, seque
 from streamq.log.digest import Digest, SealAnswer
 from streamq.log.effects import Effect, Persist
 from streamq.log.replica import Replica
-from streamq.log.replica_state import ReplicaState
 from streamq.log.sequencer import Sequencer
 from streamq.log.tails import Tails
-from streamq.log.takeover import Takeover, TakeoverEffect
+from streamq.log.takeover import Takeover
 from streamq.model.messages import Seal
 from streamq.model.registers import PartitionRegister
 from tests.support.log_chaos import Chaos

@@ -143,6 +143,20 @@ def test_the_address_that_was_dialled_keeps_working(backend: str) -> None:
 
 
 @both
+def test_brokers_of_another_cluster_are_not_mixed_in(backend: str) -> None:
+    async def body() -> None:
+        async with fake_cluster(1) as cluster, fake_cluster(1) as other:
+            cluster.create("t")
+            async with Cluster(f"{cluster.bootstrap},{other.bootstrap}") as client:
+                cluster.brokers["b1"].kill()
+                await anyio.sleep(0.1)
+                with pytest.raises(UnavailableError, match="belongs to another cluster"):
+                    await client.request(ReadTip("t", 0), TipRead, timeout_s=0.5)
+
+    run(backend, body)
+
+
+@both
 def test_an_unknown_topic_is_not_found(backend: str) -> None:
     async def body() -> None:
         async with fake_cluster(1) as cluster, Cluster(cluster.bootstrap) as client:

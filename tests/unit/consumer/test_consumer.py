@@ -66,8 +66,8 @@ def test_records_come_whole_in_order_and_the_place_is_kept(backend: str) -> None
                 first = await read(consumer, 10)
                 assert first[3] == Record("t", 0, 3, 1_030, None, b"3")
                 assert consumer.position("t", 0) == 10
-                assert offsets(await consumer.fetch(30)) == list(range(10, 40))
-                batches = consumer.batches(max_records=25, max_wait=0.05)
+                assert offsets(await read(consumer, 30)) == list(range(10, 40))
+                batches = consumer.batches(max_records=25, max_wait=0.2)
                 assert offsets(await anext(batches)) == list(range(40, 65))
                 assert consumer.position("t", 0) == 65
                 assert offsets(await read(consumer, 35)) == list(range(65, 100))
@@ -162,6 +162,7 @@ def test_partitions_take_turns_and_each_keeps_its_order(backend: str) -> None:
             for p in cluster.create("t", partitions=5):
                 fill(p, 60)
             async with Consumer(cluster.bootstrap, topics=["t"], partitions=[0, 2, 4]) as consumer:
+                await anyio.sleep(0.2)  # something is there of each
                 records = await read(consumer, 180)
                 assert {record.partition for record in records[:60]} == {0, 2, 4}
                 for partition in (0, 2, 4):
@@ -192,15 +193,16 @@ def test_nothing_is_lost_or_repeated_while_brokers_come_and_go(backend: str) -> 
                         broker.resume()
                     else:
                         await broker.start()
+                got += await read(consumer, 10)
                 for broker in cluster.brokers.values():
                     broker.kill()
-                assert offsets(await consumer.fetch(100, timeout=0.3)) == list(range(340, 350))
+                assert await consumer.fetch(100, timeout=0.5) == []
                 assert isinstance(consumer.trouble, UnavailableError)
                 for broker in cluster.brokers.values():
                     await broker.start()
                 fill(p, 10)
                 got += await read(consumer, 10)
-            assert offsets(got) == [*range(340), *range(350, 360)]
+            assert offsets(got) == list(range(360))
 
     run(backend, body)
 
@@ -326,7 +328,7 @@ def test_what_is_fetched_ahead_is_bounded(backend: str) -> None:
                 await anyio.sleep(0.3)
                 assert 5 <= consumer._open.buffered_records <= 15
                 total = 0
-                async for batch in consumer.batches(max_records=1_000, max_wait=10):
+                async for batch in consumer.batches(max_records=1_000, max_wait=0.2):
                     total += len(batch)
                     if total == 100:
                         break

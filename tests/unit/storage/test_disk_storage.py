@@ -15,6 +15,7 @@ from streamq.model.batches import Batch
 from streamq.model.errors import UnavailableError
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.file_ops import FileOps
+from streamq.storage.flush import FlushOrder, FlushResult
 from streamq.storage.interface import DamagedRangeError, LostBatches, LostState, LostUnknown, Run, StorageFailedError
 from tests.support.stored_batches import P1, P2, SMALL, batch, batches, make_directory, read_all, running, store
 
@@ -104,15 +105,15 @@ async def test_cuts_and_drops_beside_a_flush(directory: Path) -> None:
     async with running(storage) as tokens:
         storage.append([*batches(0, 400), *batches(0, 400, partition=P2), *batches(400, 600, epoch=2)], [], 1)
 
-        def flush_slowly(order: object) -> object:
+        def flush_slowly(order: FlushOrder) -> FlushResult:
             trio.from_thread.run_sync(lambda: storage.cut(P1, 1, 300))
             trio.from_thread.run_sync(lambda: storage.drop(P2))
-            result = slow(order)  # type: ignore[arg-type]
+            result = slow(order)
             trio.from_thread.run_sync(lambda: storage.cut(P1, 1, 200))
             trio.from_thread.run_sync(lambda: storage.cut(P1, 2, 400))
             return result
 
-        storage._flusher.flush = flush_slowly  # type: ignore[method-assign,assignment]
+        storage._flusher.flush = flush_slowly  # type: ignore[method-assign]
         await storage.flush()
         storage._flusher.flush = slow  # type: ignore[method-assign]
         storage.append(batches(700, 710, epoch=3), [], 2)
@@ -128,6 +129,28 @@ async def test_cuts_and_drops_beside_a_flush(directory: Path) -> None:
     after = opened(directory)
     assert await read_all(after, P1, 1, 0) == batches(0, 200)
     assert await after.read(P1, 1, 200, max_bytes=1000) == []
+
+
+async def test_a_reader_beside_a_flush_does_not_take_a_cut_for_damage(directory: Path) -> None:
+    """Files are shortened only when nobody goes by what they held before."""
+    storage = opened(directory)
+    flush = storage._flusher.flush
+    found: list[object] = []
+
+    def flush_and_read(order: FlushOrder) -> FlushResult:
+        result = flush(order)
+        found.append(trio.from_thread.run(storage.find_time, P1, 1, 1000 + 300))
+        found.append(trio.from_thread.run(read_all, storage, P1, 1, 60))
+        return result
+
+    async with running(storage):
+        storage.append(batches(0, 800, size=4000), [], 1)
+        await storage.flush()
+        assert storage.recent(P1, 1, 60, max_bytes=1) is None
+        storage.cut(P1, 1, 66)
+        storage._flusher.flush = flush_and_read  # type: ignore[method-assign]
+        await storage.flush()
+    assert found == [None, batches(60, 66, size=4000)]
 
 
 async def test_a_run_begun_anew_does_not_mix_with_its_former_files(directory: Path) -> None:
@@ -286,6 +309,23 @@ async def test_damage_of_several_batches_and_of_the_end_of_a_file(directory: Pat
     assert found == stored
 
 
+async def test_a_whole_batch_in_the_wrong_place_is_damage(directory: Path) -> None:
+    """P-28: its checksums hold, and it is still not the batch that was asked for."""
+    stored = batches(0, 20, size=500)
+    await stopped(directory, stored)
+    (path,) = log_files(directory)
+    raw = [held.head + held.payload for held in stored]
+    raw[3], raw[4] = raw[4], raw[3]
+    path.write_bytes(path.read_bytes()[:128] + b"".join(raw))
+    storage = opened(directory)
+    assert await storage.read(P1, 1, 0, max_bytes=1 << 20) == stored[:3]
+    with pytest.raises(DamagedRangeError) as raised:
+        await storage.read(P1, 1, 6, max_bytes=1 << 20)
+    assert (raised.value.base, raised.value.end) == (6, 10)
+    await storage.restore(P1, 1, stored[3:5])
+    assert await read_all(storage, P1, 1, 0) == stored
+
+
 async def test_a_log_file_that_is_gone_is_damage_and_can_be_restored(directory: Path) -> None:
     stored = batches(0, 200, size=500)
     await stopped(directory, stored)
@@ -382,6 +422,35 @@ async def test_damage_in_the_journal_is_pinned_and_what_follows_it_in_the_run_is
     assert opened(copy).lost == ()
 
 
+async def test_a_run_whose_first_batch_is_lost_is_lost_as_a_whole(directory: Path) -> None:
+    storage = opened(directory)
+    first = batch(10, size=777)
+    await store(storage, first)
+    await store(storage, *batches(12, 20))
+    await store(storage, states={"behind": b"1"})
+    (path,) = [p for p in directory.glob("journal/*.journal") if first.payload in p.read_bytes()]
+    flip(path, path.read_bytes().index(first.payload) + 5)
+    after = crashed(directory)
+    assert after.lost == (LostBatches(P1, 1, 10, 20),)
+    assert dict(after.runs(P1)) == {}
+
+
+async def test_a_checkpoint_of_another_directory_does_not_count(directory: Path, tmp_path: Path) -> None:
+    other = make_directory(tmp_path / "other")
+    await stopped(other, batches(0, 20))
+    await stopped(directory, batches(0, 10))
+    for name in ("checkpoint.a", "checkpoint.b"):
+        shutil.copy(other / name, directory / name)
+    storage = opened(directory)
+    assert any(isinstance(loss, LostUnknown) for loss in storage.lost)
+    assert dict(storage.runs(P1)) == {1: Run(0, 10)}, "what the journal still holds"
+    before = {path: path.read_bytes() for path in log_files(directory)}
+    await store(storage, states={"limbo": b"all"})
+    await storage.close()
+    assert len(log_files(directory)) == 2
+    assert before.items() <= {path: path.read_bytes() for path in log_files(directory)}.items(), "nothing is removed or overwritten"
+
+
 # --- disks that are full or fail -----------------------------------------------------------------------------------------------
 
 
@@ -422,12 +491,13 @@ async def test_a_full_disk_refuses_batches_keeps_states_and_recovers_by_itself(d
         await storage.flush()
         assert storage.refusal() is None
         ops.fault = errno.ENOSPC
-        storage.append(batches(100, 200), [], 2)
+        storage.append([*batches(100, 200), *batches(0, 10, partition=P2)], [], 2)
         for _ in range(3):
             await storage.flush()
             refusal = storage.refusal()
             assert refusal is not None
             assert "disk is full" in refusal
+            assert below == "checkpoint.b" or not list(directory.glob(f"logs/{P2.hex()}/*.log")), "it takes no room"
         storage.append([], [("sealed", b"1")], 3)
         await tokens.until(3)
         after = crashed(directory)

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import msgpack
 import msgspec
 import pytest
 import zstandard
@@ -13,7 +14,7 @@ from streamq.model.errors import CorruptDataError
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX
 from streamq.wire.batch_format import BadBatchError, decode_header, encode_batch, encode_header, split_batches, stamp
 from streamq.wire.compression import compress, decompress
-from streamq.wire.records import pack_rows, unpack_rows
+from streamq.wire.records import Row, pack_rows, unpack_rows
 
 HEADER = BatchHeader(b"p" * 16, 3, 0, 11, 0, b"q" * 16, 2, 5, 1_700_000_000_000, 1_700_000_000_009, 0, 0, 0)
 
@@ -114,6 +115,27 @@ def test_no_bytes_crash_decompression(payload: bytes, raw_bytes: int) -> None:
 def test_no_bytes_crash_the_record_decoder(raw: bytes, records: int) -> None:
     with contextlib.suppress(CorruptDataError):
         assert len(unpack_rows(raw, records=records)) == records
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.none() | st.integers(-(2**40), 2**40),
+        st.none() | st.binary(max_size=300),
+        st.none() | st.binary(max_size=300),
+        st.none() | st.dictionaries(st.text(max_size=40), st.binary(max_size=40), max_size=4),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(ROWS)
+@settings(max_examples=100)
+def test_records_are_what_any_messagepack_library_writes_and_reads(rows: list[Row]) -> None:
+    packed = pack_rows(rows)
+    assert packed == msgpack.packb(rows)
+    assert [tuple(row) for row in msgpack.unpackb(packed)] == rows
+    assert unpack_rows(packed, records=len(rows)) == rows
 
 
 def test_records_come_back_as_they_were() -> None:
