@@ -37,7 +37,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Head start of one address, or of one broker asked, before the next is tried as well: what a dead or paused one costs."""
     request_s: float = 10.0
     """For one question, all the brokers that it is put to included."""
-    silence_s: float = 1.0
+    silence_s: float = 0.7
     """A broker that owes an answer and says nothing for so long, no heartbeat either, is left and its work taken elsewhere."""
 
     def __post_init__(self) -> None:
