@@ -92,6 +92,8 @@ class DiskReader:
         files = run.files
         file = next((file for file in files if file.base <= offset < file.end), None)
         assert file is not None, f"offset {offset} of [{run.base}, {run.tail}) is neither in memory nor in {files}"
+        if file.end > run.tail:
+            file = LogFile(file.name, file.base, run.tail, file.size, file.max_time)  # cut, and not shortened yet
         try:
             return await trio.to_thread.run_sync(self._read_file, run.partition, run.epoch, file, read, limiter=self._threads)
         except DamagedRangeError:

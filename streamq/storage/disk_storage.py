@@ -23,7 +23,7 @@ from streamq.model.ids import PartitionId
 from streamq.storage.disk_reader import DiskReader
 from streamq.storage.disk_runs import DiskRuns
 from streamq.storage.file_ops import FileOps
-from streamq.storage.flush import Flusher, FlushOrder
+from streamq.storage.flush import Flusher, FlushOrder, FlushResult
 from streamq.storage.group_commit import NOTHING, Barrier, GroupCommit, Work
 from streamq.storage.identity import DirectoryLock, load_identity
 from streamq.storage.interface import Identity, Lost, LostUnknown, Run, StorageFailedError
@@ -298,7 +298,7 @@ class DiskStorage:
         try:
             async with self._flushing:
                 await self._flush()
-        except OSError as error:
+        except (OSError, StorageFailedError) as error:
             self._fail(error)
             raise StorageFailedError(str(error)) from error
 
@@ -308,6 +308,7 @@ class DiskStorage:
         states, entries = dict(self._states), self._entries
         self._entries = 0
         self._flushed_at = trio.current_time()
+        result: FlushResult | None = None
         try:
             position = await self._barrier()
             self._is_writing = True
@@ -329,6 +330,8 @@ class DiskStorage:
         finally:
             self._is_writing = False
             self._commit.go_on()
+        if result is not None and result.is_complete:
+            await trio.to_thread.run_sync(result.tidy)
 
     async def _barrier(self) -> JournalPosition:
         """The journal's position behind everything appended so far, once that is durable."""
@@ -386,7 +389,7 @@ class DiskStorage:
             if self._failure is None and self._may_checkpoint:
                 self._commit.drain()
                 snapshot = self._runs.begin_flush()
-                self._flusher.flush(FlushOrder(snapshot, self._states, derived, self._journal.position, True))
+                self._flusher.flush(FlushOrder(snapshot, self._states, derived, self._journal.position, True)).tidy()
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise StorageFailedError(str(error)) from error

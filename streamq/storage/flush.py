@@ -7,7 +7,9 @@ first copy may name what was written, none of that is overwritten, even if the s
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +39,14 @@ class FlushOrder(NamedTuple):
 
 
 class FlushResult(NamedTuple):
-    """`is_complete`: both copies of the checkpoint are durable, and the journal is released."""
+    """`is_complete`: both copies of the checkpoint are durable, and the journal is released.
+
+    `tidy` blocks too. It may be called then, when nobody reads any more by what was there before.
+    """
 
     flushed: list[FlushedRun]
     is_complete: bool
+    tidy: Callable[[], None]
 
 
 class Flusher:
@@ -91,14 +97,12 @@ class Flusher:
         writer.save_indexes()
         if copies == len(COPIES):
             self._journal.release(order.replay_from)
-            with suppress(OSError):  # what is left over is in nobody's way
-                self._tidy(order, rows, shortened)
-        return FlushResult(flushed, copies == len(COPIES))
+        return FlushResult(flushed, copies == len(COPIES), partial(self._tidy, order, rows, shortened))
 
     def _write(self, snapshot: Snapshot, writer: LogWriter, flushed: list[FlushedRun], shortened: list[tuple[Path, int]]) -> None:
         taken: defaultdict[PartitionId, set[str]] = defaultdict(set)
         for partition, name in snapshot.doomed:
-            pass
+            taken[partition].add(name)
         for flush in snapshot.flushes:
             run = flush.run
             files = self._clipped(flush, shortened) if flush.must_clip else flush.files
@@ -138,13 +142,15 @@ class Flusher:
         return 2
 
     def _tidy(self, order: FlushOrder, rows: list[RunRow], shortened: list[tuple[Path, int]]) -> None:
-        for path, size in shortened:
-            self._shorten(path, size)
-        for partition, name in order.snapshot.doomed:
-            self._remove(partition, name)
-        self._sweep(rows)
-        if order.is_last:
-            self._save_open_indexes(rows)
+        """An error leaves something over that is in nobody's way."""
+        with suppress(OSError):
+            for path, size in shortened:
+                self._shorten(path, size)
+            for partition, name in order.snapshot.doomed:
+                self._remove(partition, name)
+            self._sweep(rows)
+            if order.is_last:
+                self._save_open_indexes(rows)
 
     def _clipped(self, flush: RunFlush, shortened: list[tuple[Path, int]]) -> tuple[LogFile, ...]:
         """The run's files without what lies past `flushed`: it was cut. The last file may have to be shortened, after the checkpoint."""

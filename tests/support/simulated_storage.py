@@ -1,5 +1,6 @@
 """`DiskStorage` on a simulated disk: power loss at any operation."""
 
+import threading
 from pathlib import Path
 from random import Random
 
@@ -22,6 +23,7 @@ class SimulatedDirectory(SimulatedDisk):
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
+        self._lock = threading.RLock()  # `DiskStorage` has threads
         create_identity(DATA, cluster=b"cluster.........", broker="b1", first_voters=Voters(1, ()), ops=self)
 
     def crash_after(self, operations: int) -> None:
@@ -47,8 +49,29 @@ class SimulatedDirectory(SimulatedDisk):
         self._directories.discard(directory)
 
     def names(self, directory: Path) -> list[str]:
-        folders = {path.parent.name for path in self._files if path.parent.parent == directory}
-        return sorted({*super().names(directory), *folders})
+        with self._lock:
+            folders = {path.parent.name for path in self._files if path.parent.parent == directory}
+            return sorted({*super().names(directory), *folders})
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        with self._lock:
+            return super().open(path, create=create)
+
+    def open_to_read(self, path: Path) -> int:
+        with self._lock:
+            return super().open_to_read(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        with self._lock:
+            super().rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        with self._lock:
+            super().unlink(path)
+
+    def sync_directory(self, directory: Path) -> None:
+        with self._lock:
+            super().sync_directory(directory)
 
 
 class NoLock:
