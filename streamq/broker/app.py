@@ -13,8 +13,8 @@ import trio
 from streamq import __version__
 from streamq.broker.config import BrokerConfig
 from streamq.broker.local_acceptor import LocalAcceptor
-from streamq.broker.node import Clock, Node
-from streamq.broker.partition import Partition, replica_key, table_key
+from streamq.broker.node import FORGOTTEN_KEY, Clock, Node
+from streamq.broker.partition import Partition, nothing, replica_key, table_key
 from streamq.broker.peers import Peers
 from streamq.broker.readmission import Readmissions, join_cluster
 from streamq.broker.refills import Refills
@@ -24,7 +24,7 @@ from streamq.broker.server import Server
 from streamq.broker.successions import Successions
 from streamq.log.idempotence import IdempotenceTable, TableSnapshot
 from streamq.log.replica_state import ReplicaState
-from streamq.model.errors import UnavailableError
+from streamq.model.errors import StreamqError
 from streamq.model.ids import PartitionId
 from streamq.model.messages import AnyMessage, Message
 from streamq.model.registers import BrokerRegister, broker_key
@@ -32,7 +32,7 @@ from streamq.net.network import Network
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown, Storage
 from streamq.wire.codec import decode_value, encode
 
-__all__ = ["Stopping", "run_broker"]
+__all__ = ["Stopping", "load_partitions", "run_broker"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ SOFTWARE: Final = f"streamq/{__version__}"
 WATERMARK_INTERVAL_S: Final = 0.003
 """A watermark that no store carries is told after so long (4.5)."""
 LEARN_AT_ONCE: Final = 64
+ADDRESSES_INTERVAL_S: Final = 2.0
 REPLICA_PREFIX: Final = replica_key(b"")
 
 
@@ -63,7 +64,7 @@ async def run_broker(
     async with trio.open_nursery() as outer:
         node = Node(config, storage, clock, outer)
         # Limbo is written before anything else, so that it is durable before anything damaged is cut (P-29).
-        _load_partitions(node)
+        load_partitions(node)
         outer.start_soon(storage.run, node.on_durable, name="storage")
         async with trio.open_nursery() as inner:
             node.nursery = inner
@@ -74,8 +75,13 @@ async def run_broker(
         await storage.close()
 
 
-def _load_partitions(node: Node) -> None:
+def load_partitions(node: Node) -> None:
+    """Makes a runner for each partition that lies here, in limbo where something was lost (P-29)."""
     storage = node.storage
+    if any(isinstance(each, LostUnknown) for each in storage.lost):
+        log.warning("what was lost cannot be told: in limbo for every partition until the registers are read")
+        storage.append((), ((FORGOTTEN_KEY, b"1"),), nothing)
+    node.has_forgotten = FORGOTTEN_KEY in storage.states()
     for key, value in dict(storage.states()).items():
         if key.startswith(REPLICA_PREFIX):
             state = decode_value(ReplicaState, value)
@@ -177,6 +183,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     nursery.start_soon(successions.run, name="successions")
     nursery.start_soon(Refills(node).run, name="refills")
     nursery.start_soon(_learn, node, successions, name="learn")
+    nursery.start_soon(_learn_addresses, node, name="addresses")
     on_serving()
     await stop.event.wait()
     node.state = "stopping"
@@ -199,12 +206,24 @@ async def _learn(node: Node, successions: Successions) -> None:
 
     async def learn(partition: Partition) -> None:
         async with limiter:
-            with suppress(UnavailableError):
+            with suppress(StreamqError):
                 await successions.learn(partition)
 
     async with trio.open_nursery() as nursery:
         for partition in list(node.partitions.values()):
             nursery.start_soon(learn, partition)
-    with suppress(UnavailableError):
+    with suppress(StreamqError):
         for key in await node.registers.list(broker_key("")):
             await node.registers.get(key)
+
+
+async def _learn_addresses(node: Node) -> None:
+    """Until cancelled: where the brokers are that this one needs and is not connected to. They may be new to it, or have moved."""
+    while True:
+        await trio.sleep(ADDRESSES_INTERVAL_S)
+        named = {m.broker for p in node.partitions.values() if p.open_segment is not None for m in p.open_segment.replicas}
+        for broker in sorted(named | {peer.broker for peer in node.peers}):
+            peer = node.peers.get(broker)
+            if broker != node.broker and (peer is None or peer.channel is None):
+                with suppress(StreamqError):
+                    await node.registers.get(broker_key(broker))

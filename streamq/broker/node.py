@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -22,9 +22,12 @@ from streamq.storage.interface import Identity, Storage
 if TYPE_CHECKING:
     from streamq.broker.partition import Partition
 
-__all__ = ["Clock", "Node", "SystemClock"]
+__all__ = ["FORGOTTEN_KEY", "Clock", "Node", "SystemClock"]
 
 log = logging.getLogger(__name__)
+
+FORGOTTEN_KEY: Final = "forgotten"
+"""There while this broker may have lost partitions whose very ids it does not know any more."""
 
 
 class Clock(Protocol):
@@ -69,8 +72,12 @@ class Node:
         self.clock = clock
         self.nursery = nursery
         self.partitions: dict[PartitionId, Partition] = {}
+        self.dropped: set[PartitionId] = set()
+        """Deleted since this start (ids never come again): whoever missed it must not bring them back."""
         self.counters: Counter[str] = Counter()
         self.state = "starting"
+        self.has_forgotten = False
+        """P-29: in limbo for every partition that is not known here, until the registers were read."""
         self.in_flight_bytes = 0
         self._room = trio.Event()
         self._sessions: set[Session] = set()

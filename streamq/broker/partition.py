@@ -26,7 +26,7 @@ from streamq.wire.codec import encode
 if TYPE_CHECKING:
     from streamq.broker.sequencing import Sequencing
 
-__all__ = ["Answered", "Partition", "replica_key", "table_key", "unknown_partition"]
+__all__ = ["Answered", "Partition", "nothing", "replica_key", "table_key", "unknown_partition"]
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Partition:
         self.busy: set[str] = set()
         """Names of the long jobs under way for this partition, so that each runs once."""
         self.changed = trio.Event()
+        self.is_dropped = False
         self._mending: dict[tuple[int, int], trio.Event] = {}
 
     def __repr__(self) -> str:
@@ -80,6 +81,8 @@ class Partition:
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
         storage = self.node.storage
+        if self.is_dropped:
+            return  # what comes late must not write anything of it again
         for effect in effects:
             if isinstance(effect, Persist):
                 states = () if effect.state is None else ((replica_key(self.id), encode(effect.state)),)
@@ -174,10 +177,11 @@ class Partition:
         if tail is None or self.replica.in_limbo(copy.epoch) or copy.offset >= min(tail, copy.end):
             return Copied(copy.epoch, copy.offset if tail is None else min(tail, copy.offset)), []
         batches = await self.read_epoch(copy.epoch, copy.offset, max_bytes=COPY_BYTES_MAX)
-        return Copied(copy.epoch, tail), [batch for batch in batches if batch.end <= min(tail, copy.end)]
+        return Copied(copy.epoch, tail), [batch for batch in batches if batch.base < copy.end and batch.end <= tail]
 
     async def fetch(self, source: str, epoch: int, offset: int, end: int) -> list[Batch]:
-        """Batches `[offset, …)` of an epoch from another replica, checked again here. [] if it has none; raises StreamqError."""
+        """Batches `[offset, …)` of an epoch from another replica, checked again here; the last may end past `end`, since batches are never cut
+        and the end of a damaged range is only where the next good one was found. [] if it has none; raises StreamqError."""
         node = self.node
         frame = await node.peers.request_frame(source, Copy(self.id, epoch, offset, end), 2 * node.config.request_timeout_s)
         try:
@@ -191,7 +195,7 @@ class Partition:
                 header.partition != self.id
                 or header.epoch != epoch
                 or (header.base != expected and batch is not batches[0])
-                or batch.end > end
+                or batch.base >= end
             ):
                 raise CorruptDataError(f"broker {source} sent a batch of another place", code="data_damaged")
             expected = batch.end
@@ -260,9 +264,12 @@ class Partition:
             subscription.scope.cancel()
         if self.sequencing is not None:
             self.sequencing.retire("the topic was deleted")
+        self.is_dropped = True
         self.node.storage.append((), ((replica_key(self.id), None),), nothing)
         self.node.storage.drop(self.id)
         self.node.partitions.pop(self.id, None)
+        self.node.dropped.add(self.id)
+        self.stored.unpark_all()
 
 
 def nothing() -> None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_FIRST_S: Final = 0.02
 RECONNECT_MAX_S: Final = 0.5
+SILENCES_BEFORE_REDIAL: Final = 2
 
 
 class Peer:
@@ -41,6 +42,7 @@ class Peer:
         self.port = port
         self.channel: Channel | None = None
         self.incarnation: Incarnation | None = None
+        self.heard_at = 0.0
         self.dial_now = trio.Event()
         self._runs: dict[PartitionId, tuple[int, int, list[Batch]]] = {}
 
@@ -157,6 +159,7 @@ class Peers:
         """A frame came from it, on whichever connection."""
         detector = self._detectors.get(broker)
         if detector is not None:
+            self._peers[broker].heard_at = trio.current_time()
             detector.on_heard(trio.current_time())
             self._dead.discard(broker)
 
@@ -262,6 +265,13 @@ class Peers:
             await trio.sleep(self._config.heartbeat_interval_s / 2)
             for broker in list(self._detectors):
                 self._check(broker)
+                self._leave_if_silent(self._peers[broker])
+
+    def _leave_if_silent(self, peer: Peer) -> None:
+        """After a partition TCP may wait for minutes before it tries again; a new connection is there as soon as there can be one."""
+        silence_s = trio.current_time() - peer.heard_at
+        if peer.channel is not None and peer.broker in self._dead and silence_s > SILENCES_BEFORE_REDIAL * self._config.silence_timeout_s:
+            peer.channel.close(f"{peer.broker} says nothing any more")
 
     def _check(self, broker: str) -> None:
         if broker not in self._dead and self._detectors[broker].suspect(trio.current_time()):

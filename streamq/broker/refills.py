@@ -1,18 +1,17 @@
 """Copies what this broker should hold of closed segments and does not (P-22, P-29), throttled, and then has it named as their holder."""
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from streamq.broker.node import FORGOTTEN_KEY, Node
+from streamq.broker.partition import Partition, nothing
 from streamq.log.replica import Wanted
+from streamq.log.replica_state import ReplicaState
 from streamq.metadata.changes import name_holder
 from streamq.model.errors import StreamqError, UnavailableError
 from streamq.model.registers import PartitionRegister, Segment, partition_key
-
-if TYPE_CHECKING:
-    from streamq.broker.node import Node
-    from streamq.broker.partition import Partition
 
 __all__ = ["Refills"]
 
@@ -26,7 +25,7 @@ DURABLE_S: Final = 10.0
 
 
 class Refills:
-    def __init__(self, node: "Node") -> None:
+    def __init__(self, node: Node) -> None:
         self.node = node
         self._limiter = trio.CapacityLimiter(COPIES_AT_ONCE)
 
@@ -36,18 +35,39 @@ class Refills:
             await trio.sleep(CHECK_INTERVAL_S)
             if self.node.state != "serving":
                 continue
+            if self.node.has_forgotten:
+                try:
+                    await self.pin_limbo()
+                except StreamqError as error:
+                    log.info("which partitions were lost could not be read yet: %s", error)
+                    continue
             for partition in list(self.node.partitions.values()):
                 if "refill" not in partition.busy and self._is_due(partition):
                     partition.busy.add("refill")
                     self.node.nursery.start_soon(self._refill, partition, name=f"refill {partition.name}")
 
-    def _is_due(self, partition: "Partition") -> bool:
+    async def pin_limbo(self) -> None:
+        """P-29: by quorum reads begun after the loss, this broker is in limbo for what the registers name and for nothing later."""
+        node = self.node
+        for key in await node.registers.list("partition/"):
+            register = await node.registers.get_as(PartitionRegister, key)
+            if register is None or register.deleted or all(s.member(node.broker) is None for s in register.chain):
+                continue
+            partition = node.partitions.get(register.id)
+            if partition is None:
+                partition = node.partitions[register.id] = Partition(node, ReplicaState(register.id, limbo_everywhere=True))
+            if partition.replica.state.limbo_everywhere:
+                partition.carry_out(partition.replica.on_limbo_read(register))
+        node.storage.append((), ((FORGOTTEN_KEY, None),), nothing)
+        node.has_forgotten = False
+
+    def _is_due(self, partition: Partition) -> bool:
         replica = partition.replica
         return (
             replica.state.limbo_everywhere or replica.wanted() is not None or bool(replica.renames()) or replica.fold_needed() is not None
         )
 
-    async def _refill(self, partition: "Partition") -> None:
+    async def _refill(self, partition: Partition) -> None:
         try:
             async with self._limiter:
                 await self._read_limbo(partition)
@@ -62,7 +82,7 @@ class Refills:
         finally:
             partition.busy.discard("refill")
 
-    async def _read_limbo(self, partition: "Partition") -> None:
+    async def _read_limbo(self, partition: Partition) -> None:
         """P-29: what was lost belongs to the epochs that the register names, by a quorum read begun now."""
         state = partition.replica.state
         if not state.limbo_everywhere:
@@ -71,7 +91,7 @@ class Refills:
         partition.carry_out(partition.replica.on_limbo_read(register))
         log.warning("%s: in limbo for epochs %s", partition.name, list(partition.replica.state.limbo))
 
-    async def _register_of(self, partition: "Partition") -> PartitionRegister:
+    async def _register_of(self, partition: Partition) -> PartitionRegister:
         """By name, or by looking through all partitions if even the name was lost."""
         registers, state = self.node.registers, partition.replica.state
         keys = [partition_key(state.topic, state.index)] if state.topic else await registers.list("partition/")
@@ -81,7 +101,7 @@ class Refills:
                 return register
         raise UnavailableError(f"no register names {partition.name}", code="unavailable")
 
-    async def _copy(self, partition: "Partition", wanted: Wanted) -> None:
+    async def _copy(self, partition: Partition, wanted: Wanted) -> None:
         sources = sorted(wanted.holders, key=lambda broker: not self.node.peers.is_alive(broker))
         for source in sources:
             try:
@@ -105,7 +125,7 @@ class Refills:
             code="unavailable",
         )
 
-    async def _rename(self, partition: "Partition", segment: Segment) -> None:
+    async def _rename(self, partition: Partition, segment: Segment) -> None:
         state, me = partition.replica.state, self.node.me
         gone = segment.member(me.broker)
         if gone is None or gone == me:

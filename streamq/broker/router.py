@@ -18,9 +18,9 @@ from streamq.broker.successions import Successions
 from streamq.broker.tips import read_tip
 from streamq.broker.topics import Topics
 from streamq.log.replica import Unreadable
-from streamq.model.batches import Batch
-from streamq.model.errors import NotFoundError, OffsetError, ProtocolError, StreamqError, UnavailableError
-from streamq.model.limits import CREDIT_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX
+from streamq.model.batches import BATCH_HEADER_BYTES, Batch
+from streamq.model.errors import NotFoundError, OffsetError, ProtocolError, RefusedError, StreamqError, UnavailableError
+from streamq.model.limits import CREDIT_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, REQUESTS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX
 from streamq.model.messages import (
     Accept,
     AdoptVoters,
@@ -54,6 +54,7 @@ from streamq.model.messages import (
     Stop,
     Store,
     Stored,
+    StoredRun,
     Subscribe,
     TakenOver,
     TakeOver,
@@ -73,7 +74,11 @@ __all__ = ["BrokerRouter"]
 log = logging.getLogger(__name__)
 
 TIP_DEADLINE_S: Final = 4.0
+TICKETS_PER_FRAME_MAX: Final = FRAME_PAYLOAD_BYTES_MAX // BATCH_HEADER_BYTES
+TOPICS_PER_REQUEST_MAX: Final = 1_000
 ACCEPTOR_MESSAGES: Final = (Prepare, Accept, ReadAccepted, ListKeys, ReadVoters, AdoptVoters, VotersReady)
+
+QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy)
 
 Task = Callable[[Session, Frame], Awaitable[Message | tuple[Message, Sequence[Batch]]]]
 
@@ -127,6 +132,8 @@ class BrokerRouter:
     def ended(self, session: Session) -> None:
         for subscription in session.subscriptions.values():
             subscription.scope.cancel()
+        for question in session.questions:
+            question.cancel()
 
     def deliver(self, session: Session, frame: Frame) -> None:
         kind = type(frame.message)
@@ -137,6 +144,8 @@ class BrokerRouter:
         task = self._tasks.get(kind)
         if task is None:
             raise ProtocolError(f"a {kind.__name__} has no place here", code="protocol")
+        if session.channel.is_closed:
+            return
         if session.requests >= REQUESTS_PER_CONNECTION_MAX:
             self._answer(
                 session, frame, Failure("busy", f"{session.requests} requests are under way on this connection", "wait for answers")
@@ -161,11 +170,25 @@ class BrokerRouter:
 
     async def _run(self, task: Task, session: Session, frame: Frame) -> None:
         try:
-            if self.node.state != "serving" and not isinstance(frame.message, (BrokerStatus, Rejoin, Stop)):
+            # Who takes over from a broker that stops may have to copy from it first.
+            is_leaving = self.node.state == "stopping" and isinstance(frame.message, Copy)
+            if self.node.state != "serving" and not is_leaving and not isinstance(frame.message, (BrokerStatus, Rejoin, Stop)):
                 raise UnavailableError(
                     f"broker {self.node.broker} is {self.node.state}", code="not_ready", hint="try again, or ask another broker"
                 )
-            answer = await task(session, frame)
+            if isinstance(frame.message, QUESTIONS):
+                with trio.CancelScope() as scope:
+                    session.questions.add(scope)
+                    if session.channel.is_closed:
+                        scope.cancel()  # it ended before this began
+                    try:
+                        answer = await task(session, frame)
+                    finally:
+                        session.questions.discard(scope)
+                if scope.cancelled_caught or session.channel.is_closed:
+                    return
+            else:
+                answer = await task(session, frame)
         except StreamqError as error:
             self._answer(session, frame, failure_of(error))
         except BaseExceptionGroup as group:
@@ -188,6 +211,8 @@ class BrokerRouter:
     def _produce(self, session: Session, frame: Frame) -> None:
         message = frame.message
         assert isinstance(message, Produce)
+        if len(message.tickets) > TICKETS_PER_FRAME_MAX:
+            raise ProtocolError(f"a produce frame has {len(message.tickets)} tickets, more than batches fit in it", code="protocol")
         tickets = iter(message.tickets)
         self.node.touch(session)
         try:
@@ -246,7 +271,10 @@ class BrokerRouter:
             start += run.batches
             if len(mine) != run.batches or any(b.header.partition != run.partition or b.header.epoch != run.epoch for b in mine):
                 raise ProtocolError("a store's batches are not those that it announces", code="protocol")
-            partition = self.successions.partition(run.partition)
+            if run.partition in self.node.dropped:
+                stored(Stored((StoredRun(run.partition, run.epoch, "sealed", 0),)))  # whoever sends this has not heard of its deletion
+                continue
+            partition = self.successions.stranger(run.partition)
             partition.carry_out(partition.replica.on_store(run, mine, stored))
 
     def _to_replica(self, session: Session, frame: Frame) -> None:
@@ -260,7 +288,11 @@ class BrokerRouter:
             self._open(session, frame, message)
             return
         assert isinstance(message, (Seal, Repair, Tip))
-        partition = self.successions.partition(message.partition)
+        if message.partition in self.node.dropped:
+            self._answer(session, frame, failure_of(unknown_partition(message.partition)))
+            return
+        find = self.successions.stranger if isinstance(message, Tip) else self.successions.partition
+        partition = find(message.partition)
         reply = ReplyTo(session, frame.request)
         if isinstance(message, Seal):
             partition.carry_out(partition.replica.on_seal(message, reply))
@@ -280,6 +312,9 @@ class BrokerRouter:
                 self.node.nursery.start_soon(self.successions.confirm_deleted, register)
             self._answer(session, frame, Opened(0))
             return
+        if register.id in self.node.dropped:
+            self._answer(session, frame, failure_of(unknown_partition(register.id)))
+            return
         if register.fault() is not None or not register.chain:
             raise ProtocolError(f"an open carries a broken chain: {register.fault()}", code="protocol")
         partition = self.successions.partition(register.id)
@@ -290,12 +325,15 @@ class BrokerRouter:
             raise ProtocolError("only a broker of this cluster may send this", code="protocol")
 
     def _to_acceptor(self, session: Session, frame: Frame) -> None:
+        if not isinstance(frame.message, ReadVoters):
+            self._need_broker(session)
         reply = ReplyTo(session, frame.request)
         self.acceptor.submit(frame.message, reply)
 
     async def _copy(self, session: Session, frame: Frame) -> tuple[Message, Sequence[Batch]]:
         message = frame.message
         assert isinstance(message, Copy)
+        self._need_broker(session)  # what is not committed yet is no client's to see (P-23)
         partition = self.node.partitions.get(message.partition)
         if partition is None:
             raise unknown_partition(message.partition)
@@ -310,6 +348,7 @@ class BrokerRouter:
 
     async def _rejoin(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, Rejoin)
+        self._need_broker(session)
         return await self.readmissions.on_rejoin(frame.message)
 
     # --- consuming
@@ -359,7 +398,7 @@ class BrokerRouter:
             with subscription.scope:
                 if partition.replica.readable(offset) is Unreadable.AHEAD:
                     await self._check_not_ahead(partition, offset)
-                await stream(partition, session.channel, frame.request, subscription, offset)
+                await stream(partition, session.channel, frame.request, subscription, offset, session.reads)
             if partition.id not in self.node.partitions:
                 raise NotFoundError(f"{partition.name} was deleted", code="unknown_partition")
         except StreamqError as error:
@@ -392,7 +431,10 @@ class BrokerRouter:
 
     async def _metadata(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, Metadata)
-        return await self.topics.metadata(frame.message.topics)
+        names = tuple(dict.fromkeys(frame.message.topics))
+        if len(names) > TOPICS_PER_REQUEST_MAX:
+            raise RefusedError(f"{len(names)} topics were asked for at once; at most {TOPICS_PER_REQUEST_MAX}", code="bad_request")
+        return await self.topics.metadata(names)
 
     async def _create_topic(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, CreateTopic)
@@ -420,6 +462,8 @@ class BrokerRouter:
         return BrokerState(register, node.state, len(partitions), sequencing, limbo, dict(node.counters))
 
     async def _stop_broker(self, session: Session, frame: Frame) -> Message:
+        if not session.is_local:
+            raise RefusedError("a broker is stopped from its own machine only", code="not_authorised", hint="send it SIGTERM there")
         self._stop()
         return Ok()
 

@@ -10,9 +10,9 @@ from streamq.log.sequencer import Acked, Assigned, Duplicate, Progress, Refused,
 from streamq.model.batches import Batch
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Member
-from streamq.model.limits import COPY_BYTES_MAX
+from streamq.model.limits import COPY_BYTES_MAX, IN_FLIGHT_BYTES_MAX
 from streamq.model.messages import Ack, Nack, Open, Stored, StoredRun, StoreRun, Tip, TipAnswer
-from streamq.model.registers import PartitionRegister
+from streamq.model.registers import PartitionRegister, partition_key
 from streamq.wire.batch_format import stamp
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ FEED_BYTES: Final = COPY_BYTES_MAX // 4
 """What a lagging follower is sent before its next report is awaited: its catching up never fills the queues of the foreground."""
 FEED_STALL_S: Final = 2.0
 STALL_CHECK_S: Final = 1.0
+HOLD_UP_CHECKS: Final = 3
+GAPS_MAX: Final = 10_000
+"""Refusals that wait to be confirmed."""
 FEED_PAUSE_S: Final = 0.05
 
 
@@ -71,6 +74,9 @@ class Sequencing:
         """A replica is gone for this epoch (P-22)."""
         self._carried = self.core.high_watermark
         self._progressed = trio.lowlevel.ParkingLot()
+        self._gaps: list[tuple[Session, int, str]] = []
+        self._seen = (-1, 0)
+        """High watermark at the last check, and for how many checks it has stood there with batches in flight."""
         self._scope = trio.CancelScope()
         self.followers = {m.broker: Follower(m) for m in self.segment.replicas if m.broker != self.node.broker}
         for follower in self.followers.values():
@@ -106,6 +112,8 @@ class Sequencing:
             session.acks.append(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable))
             node.touch(session)
             node.counters["duplicates"] += 1
+        elif isinstance(result, Refused) and result.code == "sequence_gap":
+            self._doubt(session, number, result.message)
         elif isinstance(result, Refused):
             session.nacks.append(Nack(number, result.code, result.message, self._hint() if result.code == "not_sequencer" else ""))
             node.touch(session)
@@ -113,6 +121,39 @@ class Sequencing:
             assert isinstance(result, Waiting)
             self._took(ticket)
             node.counters["duplicates"] += 1
+
+    def _doubt(self, session: Session, number: int, message: str) -> None:
+        """A gap is final for its producer (P-35); a sequencer whose epoch is over without its knowing would see one in what is none."""
+        if len(self._gaps) >= GAPS_MAX:
+            session.nacks.append(Nack(number, "busy", f"{GAPS_MAX} gaps wait to be confirmed", ""))
+            self.node.touch(session)
+            return
+        session.pending += 1
+        self._gaps.append((session, number, message))
+        if len(self._gaps) == 1:
+            self.node.nursery.start_soon(self._confirm_gaps, name=f"gaps in {self.partition.name}")
+
+    async def _confirm_gaps(self) -> None:
+        """Each is answered after a quorum read of the register that began after it was found."""
+        key = partition_key(self.register.topic, self.register.index)
+        while self._gaps:
+            count = len(self._gaps)
+            try:
+                register = await self.node.registers.get_as(PartitionRegister, key)
+            except StreamqError as error:
+                outcome = "not_ready", f"a gap could not be confirmed: {error}"
+            else:
+                is_current = register is not None and register.id == self.partition.id and not register.deleted
+                if register is not None and is_current:
+                    self.partition.learn(register)
+                    is_current = register.last.epoch == self.epoch
+                outcome = ("sequence_gap", "") if is_current else ("not_sequencer", f"epoch {self.epoch} is over; another broker goes on")
+            answered, self._gaps = self._gaps[:count], self._gaps[count:]
+            for session, number, message in answered:
+                session.pending -= 1
+                session.nacks.append(Nack(number, outcome[0], outcome[1] or message, self._hint()))
+                self.node.touch(session)
+            self.node.flush()
 
     def _took(self, ticket: Ticket) -> None:
         self.node.took(ticket.size)
@@ -232,11 +273,8 @@ class Sequencing:
         follower = self.followers.get(peer.broker)
         if follower is None:
             return
-        if peer.member != follower.member:
-            self.wants_new_epoch = True  # back with another incarnation: gone for this epoch (P-22)
-        else:
-            follower.is_live = False
-            self.feed(follower)
+        follower.is_live = False
+        self.feed(follower)
 
     def feed(self, follower: Follower) -> None:
         """Starts a feeder for a follower that is not live, unless one runs."""
@@ -246,6 +284,7 @@ class Sequencing:
 
     async def _feed(self, follower: Follower) -> None:
         """Until the follower is live; pauses and begins again while it is connected and not ready."""
+        pause_s = FEED_PAUSE_S
         try:
             while not self.is_retired:
                 try:
@@ -253,7 +292,8 @@ class Sequencing:
                     return
                 except StreamqError as error:
                     log.info("%s: feeding %s paused: %s", self.partition.name, follower.member.broker, error)
-                await trio.sleep(FEED_PAUSE_S)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, STALL_CHECK_S)
         finally:
             follower.is_feeding = False
 
@@ -261,14 +301,22 @@ class Sequencing:
         node, partition = self.node, self.partition
         broker = follower.member.broker
         peer = node.peers.get(broker)
-        if peer is None or peer.channel is None or peer.member != follower.member:
+        if peer is None or peer.channel is None:
             return  # `peer_connected` begins again
         timeout_s = 2 * node.config.request_timeout_s
         channel = peer.channel
+        if peer.member != follower.member:
+            # Back with another incarnation: gone for this epoch (P-22), and worth a new one as soon as it can be a replica of that.
+            await channel.request(Tip(partition.id, self.epoch, self.segment.base), timeout_s=timeout_s)
+            self.wants_new_epoch = True
+            return
         await channel.request(Open(self.register), timeout_s=timeout_s)
         answer = (await channel.request(Tip(partition.id, self.epoch, self.segment.base), timeout_s=timeout_s)).message
-        if not isinstance(answer, TipAnswer) or answer.sealed or answer.limbo:
-            self.wants_new_epoch = self.wants_new_epoch or (isinstance(answer, TipAnswer) and answer.limbo)
+        if not isinstance(answer, TipAnswer):
+            return
+        if answer.sealed or answer.limbo:
+            # Gone for this epoch: sealed by a takeover that came to nothing, it will never store in it again (P-16).
+            self.wants_new_epoch = True
             return
         offset = answer.local_tail
         if offset > max(follower.tail, self.segment.base):
@@ -307,6 +355,12 @@ class Sequencing:
         with self._scope:
             while not self.is_retired:
                 await trio.sleep(STALL_CHECK_S)
+                if self._holds_up_others():
+                    self.retire("its batches fill the memory for all, and are not acked")
+                    return
+                if self._is_sealed_for_nothing():
+                    self.retire("the own replica is sealed, and nobody has gone on")
+                    return
                 for follower in self.followers.values():
                     peer = self.node.peers.get(follower.member.broker)
                     if peer is None or peer.channel is None or follower.is_feeding:
@@ -316,3 +370,16 @@ class Sequencing:
                         follower.is_live = False
                         self.feed(follower)
                     follower.stalled_tail = follower.tail if behind else -1
+
+    def _holds_up_others(self) -> bool:
+        """Nothing is read from clients while too much is in flight; a partition without its quorum must not keep that so for all."""
+        mark, checks = self._seen
+        is_stalled = self.core.in_flight > 0 and mark == self.core.high_watermark
+        self._seen = (self.core.high_watermark, checks + 1 if is_stalled else 0)
+        return self._seen[1] >= HOLD_UP_CHECKS and self.node.in_flight_bytes >= IN_FLIGHT_BYTES_MAX
+
+    def _is_sealed_for_nothing(self) -> bool:
+        """P-14: a takeover sealed the own replica and came to nothing. Without a new batch no store would be rejected, and nobody told."""
+        partition = self.partition
+        is_ending = partition.takeover_under_way is not None or self.core.phase is not self.core.phase.SERVING
+        return not is_ending and partition.replica.accepts_epoch != self.epoch

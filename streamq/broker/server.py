@@ -1,5 +1,6 @@
 """Accepts connections, shakes hands, gives each frame to the router. A remote side can end no more than its own connection."""
 
+import ipaddress
 import logging
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -26,6 +27,8 @@ LARGE_FRAMES_BYTES_MAX: Final = 32 * MiB
 """Incomplete large frames of all clients together."""
 COMPLAINTS_PER_S: Final = 1.0
 """Lines logged about broken connections; more are counted and summed up, so that nobody can make a broker log without bound."""
+BROKER_CONNECTIONS: Final = 64
+"""Kept free of clients, so that however many there are, brokers still reach each other."""
 CLIENT_HEARTBEAT_S: Final = 0.2
 
 
@@ -106,10 +109,13 @@ class Server:
         self.connections += 1
         self.connections_total += 1
         try:
-            if self.connections > self._config.connections_max:
+            if self.connections > self._config.connections_max + BROKER_CONNECTIONS:
                 self._complaints.log(f"a connection was refused: {self.connections - 1} are open, connections_max is reached")
                 return
             session, greeting = await self._shake_hands(stream)
+            if session.member is None and self.connections > self._config.connections_max:
+                self._complaints.log(f"a client was refused: {self.connections - 1} connections are open, connections_max is reached")
+                return
             await self._talk(session, greeting)
         except ProtocolError as error:
             self._complaints.log(f"connection from {_remote(stream)}: {error}")
@@ -135,7 +141,8 @@ class Server:
             await answer(stream, welcome, greeting.request)
             member = Member(hello.broker, hello.incarnation) if hello.broker else None
             name = f"broker {hello.broker}" if hello.broker else f"client {_remote(stream)}"
-            return Session(Channel(stream, name=name, reader=greeting.reader), member, version), greeting
+            channel = Channel(stream, name=name, reader=greeting.reader)
+            return Session(channel, member, version, is_local=_is_local(stream)), greeting
         raise ProtocolError(f"did not finish the handshake within {self._config.handshake_timeout_s:g} s", code="protocol")
 
     def _refusal(self, hello: Hello, version: int | None) -> Failure | None:
@@ -163,6 +170,7 @@ class Server:
         try:
             for frame in greeting.rest:
                 take(frame)
+            router.flush()
             await channel.run(
                 take,
                 after_chunk=router.flush,
@@ -184,3 +192,14 @@ def _remote(stream: trio.abc.Stream) -> str:
         except OSError:
             return "a closed socket"
     return "memory"
+
+
+def _is_local(stream: trio.abc.Stream) -> bool:
+    """Whether the other side is on this machine."""
+    if not isinstance(stream, trio.SocketStream):
+        return True
+    try:
+        host = stream.socket.getpeername()[0]
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except (OSError, ValueError):
+        return False

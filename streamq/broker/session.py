@@ -1,28 +1,41 @@
 """One incoming connection, from a client or a broker: who it is, and the answers that are gathered for it until the next flush."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
-from streamq.broker.subscription import Subscription
+import trio
+
+from streamq.broker.subscription import READS_AT_ONCE, Subscription
 from streamq.model.batches import Batch
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Member
 from streamq.model.messages import Ack, Failure, Message, Nack, Produced, Stored, StoredRun
 from streamq.net.channel import Channel
 
-__all__ = ["ReplyTo", "Session", "failure_of"]
+__all__ = ["ReplyTo", "Session", "buffers", "failure_of"]
+
+OUTCOMES_PER_FRAME: Final = 4_096
+"""With the longest names in every one of them the frame's header stays within its bound."""
 
 
 class Session:
-    """`member` is who dialled, if it is a broker of this cluster, in its incarnation; None for clients."""
+    """`member` is who dialled, if it is a broker of this cluster, in its incarnation; None for clients.
 
-    def __init__(self, channel: Channel, member: Member | None, version: int) -> None:
+    `is_local`: it was dialled on this machine.
+    """
+
+    def __init__(self, channel: Channel, member: Member | None, version: int, *, is_local: bool = True) -> None:
         self.channel = channel
+        self.is_local = is_local
         self.member = member
         self.version = version
         self.requests = 0
         self.pending = 0
         """Batches taken from it whose outcome is not sent yet."""
         self.subscriptions: dict[int, Subscription] = {}
+        self.reads = trio.CapacityLimiter(READS_AT_ONCE)
+        self.questions: set[trio.CancelScope] = set()
+        """Requests under way that change nothing: they end with the connection."""
         self.acks: list[Ack] = []
         self.nacks: list[Nack] = []
         self.stored: list[StoredRun] = []
@@ -33,13 +46,14 @@ class Session:
         return self.requests > 0 or self.pending > 0
 
     def flush(self) -> None:
-        """One frame for all outcomes of batches, one for all reports of stored ones."""
-        if self.acks or self.nacks:
-            self.channel.gather(Produced(tuple(self.acks), tuple(self.nacks)))
-            self.acks, self.nacks = [], []
-        if self.stored:
-            self.channel.gather(Stored(tuple(self.stored)))
-            self.stored = []
+        """One frame for all outcomes of batches, one for all reports of stored ones; more only where a header would be too large."""
+        while self.acks or self.nacks:
+            acks, nacks = self.acks[:OUTCOMES_PER_FRAME], self.nacks[:OUTCOMES_PER_FRAME]
+            self.acks, self.nacks = self.acks[OUTCOMES_PER_FRAME:], self.nacks[OUTCOMES_PER_FRAME:]
+            self.channel.gather(Produced(tuple(acks), tuple(nacks)))
+        while self.stored:
+            stored, self.stored = self.stored[:OUTCOMES_PER_FRAME], self.stored[OUTCOMES_PER_FRAME:]
+            self.channel.gather(Stored(tuple(stored)))
         self.channel.push()
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from streamq.model.batches import Batch
 from streamq.model.limits import CREDIT_BYTES_MAX, MiB
 from streamq.model.messages import Records
 
@@ -11,11 +12,13 @@ if TYPE_CHECKING:
     from streamq.broker.partition import Partition
     from streamq.net.channel import Channel
 
-__all__ = ["Subscription", "stream"]
+__all__ = ["READS_AT_ONCE", "Subscription", "stream"]
 
 READ_BYTES: Final = 1 * MiB
 QUEUE_BYTES: Final = 4 * MiB
 """What may wait on the connection before its streams pause."""
+READS_AT_ONCE: Final = 4
+"""Of one connection. Each may add a piece to the queue that was short enough when it began."""
 ALIVE_S: Final = 0.25
 """A stream without news says so, so that its consumer can tell an idle partition from a dead broker."""
 
@@ -46,24 +49,33 @@ class Subscription:
         return happened
 
 
-async def stream(partition: "Partition", channel: "Channel", request: int, subscription: Subscription, offset: int) -> None:
-    """Serves until the connection ends or the subscription's scope is cancelled. Raises StreamqError for the router to answer."""
+async def stream(
+    partition: "Partition", channel: "Channel", request: int, subscription: Subscription, offset: int, reads: trio.CapacityLimiter
+) -> None:
+    """Serves until the connection ends or the subscription's scope is cancelled. Raises StreamqError for the router to answer.
+
+    `reads`: the connection's. A thousand streams that wait for the disk together would overrun it together.
+    """
     told: tuple[int, int] | None = None
     partition.subscriptions.add(subscription)
     try:
         while not channel.is_closed:
-            await channel.drain(QUEUE_BYTES)
-            batches = await partition.read(offset, max_bytes=min(subscription.credit, READ_BYTES)) if subscription.credit > 0 else []
-            watermark = partition.replica.high_watermark
+            batches: list[Batch] = []
+            if subscription.credit > 0:
+                await _turn(reads)
+                try:
+                    await channel.drain(QUEUE_BYTES)
+                    batches = await partition.read(offset, max_bytes=min(subscription.credit, READ_BYTES))
+                    if batches:
+                        told = _send(partition, channel, request, batches)
+                finally:
+                    reads.release()
             if batches:
                 offset = batches[-1].end
                 subscription.credit -= sum(batch.size for batch in batches)
-                payload = [part for batch in batches for part in (batch.head, batch.payload)]
-                message = Records(watermark[0], watermark[1], partition.replica.state.start_offset)
-                channel.send(message, request=request, is_answer=True, payload=payload)
-                told = watermark
                 await trio.lowlevel.checkpoint()
                 continue
+            watermark = partition.replica.high_watermark
             if told != watermark:
                 told = watermark
                 channel.send(Records(watermark[0], watermark[1], partition.replica.state.start_offset), request=request, is_answer=True)
@@ -71,3 +83,20 @@ async def stream(partition: "Partition", channel: "Channel", request: int, subsc
                 told = None
     finally:
         partition.subscriptions.discard(subscription)
+
+
+async def _turn(reads: trio.CapacityLimiter) -> None:
+    """As `acquire`, without a pass of the scheduler when nobody waits."""
+    try:
+        reads.acquire_nowait()
+    except trio.WouldBlock:
+        await reads.acquire()
+
+
+def _send(partition: "Partition", channel: "Channel", request: int, batches: list[Batch]) -> tuple[int, int]:
+    """Returns the high watermark that was told with them."""
+    watermark = partition.replica.high_watermark
+    payload = [part for batch in batches for part in (batch.head, batch.payload)]
+    message = Records(watermark[0], watermark[1], partition.replica.state.start_offset)
+    channel.send(message, request=request, is_answer=True, payload=payload)
+    return watermark

@@ -7,12 +7,13 @@ import trio
 
 from streamq.broker.node import Node
 from streamq.broker.partition import Partition
+from streamq.broker.sequencing import Sequencing
 from streamq.broker.takeovers import take_over
 from streamq.log.replica_state import ReplicaState
 from streamq.log.takeover import Phase
 from streamq.model.errors import NotFoundError, StreamqError, UnavailableError
 from streamq.model.ids import PartitionId
-from streamq.model.messages import TakenOver, TakeOver
+from streamq.model.messages import Copied, Copy, TakenOver, TakeOver
 from streamq.model.registers import PartitionRegister, Segment, partition_key
 
 __all__ = ["Successions"]
@@ -38,7 +39,9 @@ class Successions:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._limiter = trio.CapacityLimiter(TAKEOVERS_AT_ONCE)
+        self._handoffs = trio.CapacityLimiter(TAKEOVERS_AT_ONCE)
         self._alive_since: dict[str, float] = {}
+        self._home_at: dict[PartitionId, float] = {}
         self._new_epoch_at: dict[PartitionId, float] = {}
 
     # --- being asked
@@ -72,10 +75,12 @@ class Successions:
 
     def partition(self, identity: PartitionId) -> Partition:
         """The runner of this partition, made if it is the first time that this broker hears of it."""
+        return self.node.partitions.setdefault(identity, self.stranger(identity))
+
+    def stranger(self, identity: PartitionId) -> Partition:
+        """The runner of this partition, or one to answer with and forget: messages that promise nothing leave nothing behind."""
         partition = self.node.partitions.get(identity)
-        if partition is None:
-            partition = self.node.partitions[identity] = Partition(self.node, ReplicaState(identity))
-        return partition
+        return partition or Partition(self.node, ReplicaState(identity, limbo_everywhere=self.node.has_forgotten))
 
     async def learn(self, partition: Partition) -> None:
         """Reads the partition's register; takes it in, or drops the partition if its topic is gone. Raises StreamqError."""
@@ -241,16 +246,38 @@ class Successions:
         follower = sequencing.followers.get(preferred)
         if follower is None or not follower.is_live or follower.tail < sequencing.core.high_watermark or "handoff" in partition.busy:
             return
-        if self._may_open(partition, now):
-            self._new_epoch_at[partition.id] = now + SEND_HOME_INTERVAL_S
-            self.node.nursery.start_soon(self.hand_over, partition, preferred)
+        if now >= self._home_at.get(partition.id, 0.0) and self._may_open(partition, now):
+            self._home_at[partition.id] = now + SEND_HOME_INTERVAL_S
+            self.node.nursery.start_soon(self._hand_home, partition, preferred)
+
+    async def _hand_home(self, partition: Partition, preferred: str) -> None:
+        """A broker that is still copying what it lost could not sequence (P-34), and each vain handoff costs an epoch."""
+        try:
+            for segment in partition.replica.state.chain:
+                if segment.end is not None and segment.end > segment.base:
+                    asked = Copy(partition.id, segment.epoch, segment.end, segment.end)
+                    answer = await self.node.peers.request(preferred, asked, self.node.config.request_timeout_s)
+                    if not isinstance(answer, Copied) or answer.local_tail < segment.end:
+                        return
+            await self.hand_over(partition, preferred)
+        except StreamqError as error:
+            log.info("%s: not handed to %s: %s", partition.name, preferred, error)
 
     async def hand_over(self, partition: Partition, successor: str) -> None:
         """Stops assigning, lets what is pending be acked, has `successor` take over; takes it back if that fails (P-21)."""
-        sequencing = partition.sequencing
-        if sequencing is None or "handoff" in partition.busy:
+        if partition.sequencing is None or "handoff" in partition.busy:
             return
         partition.busy.add("handoff")
+        try:
+            # No more at once than the successor takes over at once: a partition that waits its turn goes on being served.
+            async with self._handoffs:
+                sequencing = partition.sequencing
+                if sequencing is not None:
+                    await self._hand_over(partition, sequencing, successor)
+        finally:
+            partition.busy.discard("handoff")
+
+    async def _hand_over(self, partition: Partition, sequencing: Sequencing, successor: str) -> None:
         try:
             await sequencing.drain(DRAIN_TIMEOUT_S)
             state = partition.replica.state
@@ -258,8 +285,11 @@ class Successions:
             self.node.counters["handoffs"] += 1
             if not done and not sequencing.is_retired and self.node.state == "serving":
                 await take_over(partition, sequencing.epoch, f"handing over to {successor} failed")
+        except StreamqError as error:
+            log.info("%s: taking it back from %s failed: %s", partition.name, successor, error)
         finally:
-            partition.busy.discard("handoff")
+            # Drained, it assigns nothing any more: whatever went wrong, a new epoch ends that.
+            sequencing.wants_new_epoch = True
 
     async def hand_over_all(self) -> None:
         """Before a graceful stop: every partition sequenced here goes to the most complete replica that is alive."""

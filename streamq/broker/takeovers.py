@@ -164,6 +164,8 @@ class _Run:
         try:
             register = await self.node.registers.get_as(PartitionRegister, partition_key(state.topic, state.index))
             if register is None or register.id != self.partition.id or register.deleted:
+                if register is not None:
+                    self.partition.drop()  # P-39: a quorum read said so
                 raise UnavailableError(f"{self.partition.name} was deleted", code="unavailable")
             await self._become_whole(register)
         except StreamqError as error:
@@ -226,7 +228,8 @@ class _Run:
         for source in effect.sources:
             try:
                 while offset < effect.end:
-                    batches = await self.partition.fetch(source, effect.segment.epoch, offset, effect.end)
+                    fetched = await self.partition.fetch(source, effect.segment.epoch, offset, effect.end)
+                    batches = [batch for batch in fetched if batch.end <= effect.end]
                     if not batches:
                         break
                     answered = Answered()

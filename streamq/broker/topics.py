@@ -61,6 +61,7 @@ class Topics:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._read_at: dict[str, float] = {}
+        self._opening: set[str] = set()
 
     async def _topic(self, name: str) -> TopicRegister:
         """By a quorum read. Raises NotFoundError."""
@@ -175,6 +176,18 @@ class Topics:
             hint="it opens when brokers are back",
         )
 
+    async def _open_at_last(self, key: str, register: PartitionRegister) -> None:
+        """Whoever created it could not have it opened, and without a sequencer no replica knows of it: who asks for it brings it about."""
+        try:
+            for broker in sorted(register.replicas, key=lambda b: not self.node.peers.is_alive(b)):
+                try:
+                    await self._have_opened(broker, register.topic, register.index)
+                    return
+                except StreamqError as error:
+                    log.info("%s/%d: %s could not open it: %s", register.topic, register.index, broker, error)
+        finally:
+            self._opening.discard(key)
+
     async def _have_opened(self, broker: str, topic: str, index: int) -> None:
         if broker == self.node.broker:
             await self.node.take_over_here(topic, index, 1, "it is new")
@@ -243,6 +256,9 @@ class Topics:
         if register is None or register.deleted:
             raise unknown_topic(topic.name)
         last = register.last
+        if not last.sequencer and key not in self._opening:
+            self._opening.add(key)
+            self.node.nursery.start_soon(self._open_at_last, key, register)
         return PartitionView(register.id, last.epoch, last.sequencer, tuple(m.broker for m in last.replicas), register.start_offset)
 
     async def describe(self, name: str, index: int) -> PartitionDescription:
@@ -278,7 +294,8 @@ class Topics:
                 views[broker] = ReplicaView(broker, tail, offset if epoch == last.epoch else None, state)
                 return
             answer = await node.peers.request(broker, Tip(register.id, last.epoch, last.base), REPLICA_TIMEOUT_S)
-            assert isinstance(answer, TipAnswer)
+            if not isinstance(answer, TipAnswer):
+                raise UnavailableError(f"{broker} answered a tip read with {type(answer).__name__}", code="unavailable")
             peer = node.peers.get(broker)
             rejoined = peer is not None and peer.member is not None and peer.member != member
             state = "rejoined" if rejoined else "limbo" if answer.limbo else "sealed" if answer.sealed else "serving"

@@ -14,7 +14,7 @@ from streamq.cli.cluster import local_broker
 from streamq.cli.confirm import confirm
 from streamq.cli.founding import found_directory, load_founding
 from streamq.cli.local_cluster import LocalBroker, LocalCluster
-from streamq.cli.output import duration, json_line, note, print_rows
+from streamq.cli.output import EXIT_PARTLY, duration, json_line, note, print_rows
 from streamq.cli.processes import find_process
 from streamq.cli.settings import Bootstrap, bootstrap_of, find_bootstrap
 from streamq.client.settings import Address
@@ -39,6 +39,8 @@ __all__ = ["init", "ls", "rejoin", "run"]
 
 ASKERS_MAX = 16
 REFILL_POLL_S = 0.25
+REFILL_TELL_S = 3.0
+NAMED_MAX = 5
 
 
 def run(options: argparse.Namespace) -> int:
@@ -100,7 +102,7 @@ def rejoin(options: argparse.Namespace) -> int:
         bootstrap = find_bootstrap(flag=options.bootstrap, profile=options.profile)
         if not _renew(config, bootstrap, options):
             return 0
-        print(f"{config.broker} has a new incarnation; start it with: streamq broker run --config {options.config}")
+        print(f"start it with: streamq broker run --config {options.config}")
         print("its replicas are then copied from the others; `streamq topic describe TOPIC` shows how far that is")
         return 0
     cluster, broker = local_broker(options.broker, options.data)
@@ -114,12 +116,15 @@ def rejoin(options: argparse.Namespace) -> int:
         return 0
     cluster.start([broker.name])
     note(f"{broker.name} is admitted again; copying what it has to hold")
-    took = _wait_whole(bootstrap, timeout_s=options.wait)
+    took, lost = _wait_whole(bootstrap, timeout_s=options.wait)
     if options.output == "json":
-        print(json_line({"broker": broker.name, "rejoined": True, "copied_s": round(took, 3)}))
+        print(json_line({"broker": broker.name, "rejoined": True, "copied_s": round(took, 3), "lost": lost}))
     else:
-        print(f"{broker.name} is back under a new incarnation, and every segment has all its copies again (after {duration(took)})")
-    return 0
+        rest = f"every segment {'with a copy left ' if lost else ''}has all its copies again (after {duration(took)})"
+        print(f"{broker.name} is back under a new incarnation, and {rest}")
+    if lost:
+        note(f"no copy is left of what {', '.join(lost)} held: more replicas were lost than the topic survives")
+    return EXIT_PARTLY if lost else 0
 
 
 def _others(cluster: LocalCluster, broker: LocalBroker, flag: str | None) -> Bootstrap:
@@ -174,22 +179,34 @@ def _refuse_while_alive(name: str, view: MetadataView) -> None:
             )
 
 
-def _wait_whole(bootstrap: Bootstrap, *, timeout_s: float) -> float:
-    """Until every segment of every partition is held by as many brokers, in their present incarnations, as it wants; how long that took."""
-    begun = time.monotonic()
-    while (lacking := _lacking(bootstrap)) and time.monotonic() - begun < timeout_s:
+def _wait_whole(bootstrap: Bootstrap, *, timeout_s: float) -> tuple[float, list[str]]:
+    """Until every segment of every partition is held by as many brokers, in their present incarnations, as it wants, but for those of
+    which no copy is left. How long that took, and the partitions of the latter. Says every few seconds what it waits for.
+    """
+    begun = told = time.monotonic()
+    while True:
+        lacking, lost = _lacking(bootstrap)
+        now = time.monotonic()
+        if not lacking:
+            return now - begun, lost
+        if now - begun > timeout_s:
+            raise UnavailableError(
+                f"after {timeout_s:g} s there are still segments without all their copies: {_some(lacking)}",
+                code="timed_out",
+                hint="copying goes on; `streamq topic describe TOPIC` shows how far it is",
+            )
+        if now - told > REFILL_TELL_S:
+            note(f"waiting for copies: {_some(lacking)}")
+            told = now
         time.sleep(REFILL_POLL_S)
-    if lacking:
-        raise UnavailableError(
-            f"after {timeout_s:g} s there are still segments without all their copies: {', '.join(lacking[:5])}",
-            code="timed_out",
-            hint="copying goes on; `streamq topic describe TOPIC` shows how far it is",
-        )
-    return time.monotonic() - begun
 
 
-def _lacking(bootstrap: Bootstrap) -> list[str]:
-    """Partitions of which some segment lacks a copy, named for people."""
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED_MAX]) + (f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else "")
+
+
+def _lacking(bootstrap: Bootstrap) -> tuple[list[str], list[str]]:
+    """Partitions of which some segment lacks a copy that can still be made, named for people; and those of which no copy is left."""
     try:
         with Admin(bootstrap) as admin:
             brokers = admin.ask(Metadata(()), MetadataView).brokers
@@ -199,9 +216,22 @@ def _lacking(bootstrap: Bootstrap) -> list[str]:
             asked = [(topic.name, index) for topic in topics for index in range(len(topic.partitions))]
             registers = [admin.ask(DescribePartition(*one), PartitionDescription).register for one in asked]
     except UnavailableError as error:
-        return [error.message]
-    lacking = [f"{register.topic}/{register.index}" for register in registers if not _is_whole(register, incarnations)]
-    return lacking + [f"{state.register.broker} in limbo" for state in states if state.limbo]
+        return [error.message], []
+    lost = [register for register in registers if _is_lost(register, incarnations)]
+    lacking = [
+        f"{register.topic}/{register.index}" for register in registers if register not in lost and not _is_whole(register, incarnations)
+    ]
+    lacking += [f"{state.register.broker} in limbo" for state in states if state.limbo]
+    return lacking, [f"{register.topic}/{register.index}" for register in lost]
+
+
+def _is_lost(register: PartitionRegister, incarnations: dict[str, bytes]) -> bool:
+    """Whether every copy of some segment was held by an earlier incarnation of a broker that is back under a later one."""
+    return any(
+        segment.end != segment.base
+        and all(incarnations.get(member.broker, member.incarnation) != member.incarnation for member in segment.replicas)
+        for segment in register.chain
+    )
 
 
 def _is_whole(register: PartitionRegister, incarnations: dict[str, bytes]) -> bool:

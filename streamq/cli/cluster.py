@@ -9,11 +9,12 @@ from streamq.broker.config import NAME_PATTERN, parse_config
 from streamq.cli.founding import config_text, draw_founding
 from streamq.cli.local_cluster import LocalBroker, LocalCluster
 from streamq.cli.output import EXIT_PARTLY, json_line, note, print_rows
-from streamq.cli.settings import bootstrap_of, local_data_directory
-from streamq.model.errors import AlreadyExistsError, RefusedError
+from streamq.cli.settings import bootstrap_of, find_bootstrap, local_data_directory
+from streamq.model.errors import AlreadyExistsError, RefusedError, StreamqError
 
-__all__ = ["init", "kill", "pause", "resume", "start", "status", "stop"]
+__all__ = ["init", "is_found_by_itself", "kill", "pause", "resume", "start", "status", "stop"]
 
+LOOPBACK = ("127.0.0.1", "localhost")
 STATUS_COLUMNS = ("id", "state", "pid", "port", "partitions", "sequencing", "directory")
 
 
@@ -40,9 +41,19 @@ def start(options: argparse.Namespace) -> int:
     print(f"started {', '.join(started)}" if started else "everything was running already")
     print(f"  data       {cluster.directory}")
     print(f"  bootstrap  {cluster.bootstrap}")
-    if cluster.brokers[0].port != 7700:
+    if not is_found_by_itself(cluster):
         print(f"  export STREAMQ_BOOTSTRAP={cluster.bootstrap}")
     return 0
+
+
+def is_found_by_itself(cluster: LocalCluster) -> bool:
+    """Whether a command that names no cluster asks this one: it must never be some other cluster that a reader's next command reaches."""
+    try:
+        addresses = find_bootstrap(flag=None, profile=None).addresses
+    except StreamqError:
+        return False
+    own = {broker.address.port for broker in cluster.brokers}
+    return all(address.host in LOOPBACK and address.port in own for address in addresses)
 
 
 def stop(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ __all__ = ["made_up_lines", "run"]
 
 PARTITIONS: Final = 3
 BROKERS: Final = 3
+OWN: Final = "the demo's own cluster"
 SHOW_INTERVAL_S: Final = 1.0
 METHODS: Final = ("GET", "GET", "GET", "POST", "PUT", "DELETE")
 PATHS: Final = ("/", "/cart", "/cart/items", "/orders", "/orders/{}", "/users/{}", "/search?q={}", "/healthz")
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         demo = _Demo(str(bootstrap), options)
         was_interrupted = run_until_interrupted(demo.run)
         demo.finish()
+        if bootstrap.origin != OWN and options.output != "json":
+            print(f"look at them: streamq tail {options.topic}")
     return EXIT_INTERRUPTED if was_interrupted else 0
 
 
@@ -77,7 +80,7 @@ def _some_cluster(options: argparse.Namespace) -> Iterator[Bootstrap]:
     cluster = LocalCluster.open_or_found(directory / "cluster", brokers=BROKERS, port=free_ports(BROKERS))
     try:
         cluster.start()
-        yield bootstrap_of(cluster.bootstrap, origin="the demo's own cluster")
+        yield bootstrap_of(cluster.bootstrap, origin=OWN)
     finally:
         cluster.kill([])  # its data goes away with it
         shutil.rmtree(directory, ignore_errors=True)
@@ -140,4 +143,3 @@ class _Demo:
             print(json_line({"acked": self._acked, "seconds": round(took, 3), "longest_gap_s": round(self._gap_s, 6)}))
             return
         print(self._line(), file=sys.stdout)
-        print(f"look at them: streamq tail {self._topic}")

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 
-from streamq.cli.cluster import settings_lines
+from streamq.cli.cluster import is_found_by_itself, settings_lines
 from streamq.cli.local_cluster import LocalCluster
 from streamq.cli.output import EXIT_FAILED, Style, json_line, note
 from streamq.cli.processes import find_process
@@ -63,6 +63,8 @@ def _print_ready(cluster: LocalCluster, *, as_json: bool) -> None:
     print(f"  data       {cluster.directory}")
     print(f"  profile    {PROFILE}")
     print("in another terminal:")
+    if not is_found_by_itself(cluster):
+        print(f"  export STREAMQ_BOOTSTRAP={cluster.bootstrap}")
     print("  streamq topic create orders --partitions 6")
     print("  echo hello | streamq produce orders")
     print("  streamq tail orders -f")

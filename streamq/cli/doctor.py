@@ -39,6 +39,7 @@ __all__ = ["run"]
 ASK_TIMEOUT_S: Final = 2.0
 ASKERS_MAX: Final = 16
 PARTITIONS_LOOKED_AT: Final = 200
+PARTITIONS_NAMED: Final = 5
 SYNCS_TRIED: Final = 20
 SLOW_SYNC_S: Final = 0.02
 FILES_WANTED: Final = 4096
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             print(json_line(finding._asdict()), flush=True)
             continue
         print(f"{paint[finding.verdict](f'{finding.verdict:<8}')} {finding.check}: {finding.what}", flush=True)
-        if finding.hint and finding.verdict != "ok":
+        if finding.hint:
             print(f"{'':<8} {style.bold('try:')} {finding.hint}", flush=True)
     failed = [finding for finding in findings if finding.verdict == "failed"]
     if any(finding.check == "cluster" for finding in failed):
@@ -122,7 +123,7 @@ def _this_machine() -> Iterator[Finding]:
         )
         return
     verdict: Verdict = "warning" if median > SLOW_SYNC_S else "ok"
-    hint = "every ack waits for a sync; use a faster disk for the data, or topics with --durability memory"
+    hint = "every ack waits for a sync; use a faster disk for the data, or topics with --durability memory" if verdict != "ok" else ""
     yield Finding(verdict, "disk", f"a sync at {place} takes {duration(median)}, {size(free)} free", hint)
 
 
@@ -169,8 +170,9 @@ def _of_address(answer: Answer) -> Finding:
     if answer.state is None:
         return Finding("warning", f"address {answer.address}", answer.error, "start the broker, or leave the address out")
     text = f"broker {answer.state.register.broker}, {answer.state.state}, answered in {duration(answer.took_s)}"
-    verdict: Verdict = "ok" if answer.state.state == "serving" else "warning"
-    return Finding(verdict, f"address {answer.address}", text, "a majority of the brokers has to be up before it serves")
+    if answer.state.state == "serving":
+        return Finding("ok", f"address {answer.address}", text)
+    return Finding("warning", f"address {answer.address}", text, "a majority of the brokers has to be up before it serves")
 
 
 def _the_cluster(bootstrap: Bootstrap) -> Iterator[Finding]:
@@ -180,18 +182,27 @@ def _the_cluster(bootstrap: Bootstrap) -> Iterator[Finding]:
         yield from (_of_broker(broker, answers[Address(broker.host, broker.port)]) for broker in view.brokers)
         topics = [topic for topic in admin.ask(ListTopics(), Topics).topics if not topic.deleted]
         asked = [(topic.name, index) for topic in topics for index in range(len(topic.partitions))]
-        troubled = 0
+        lacking: dict[str, list[str]] = {}
+        is_well = True
         for name, index in asked[:PARTITIONS_LOOKED_AT]:
             description = admin.ask(DescribePartition(name, index), PartitionDescription)
-            trouble = [f"{replica.broker} {replica.state}" for replica in description.replicas if replica.state in ("limbo", "unreachable")]
-            if description.tip_error or trouble:
-                troubled += 1
-                what = description.tip_error or f"replicas: {', '.join(trouble)}"
-                verdict: Verdict = "failed" if description.tip_error else "warning"
-                yield Finding(verdict, f"partition {name}/{index}", what, f"streamq topic describe {name}")
+            if description.tip_error:
+                is_well = False
+                yield Finding("failed", f"partition {name}/{index}", description.tip_error, f"streamq topic describe {name}")
+                continue
+            for replica in description.replicas:
+                if replica.state in ("limbo", "unreachable"):
+                    lacking.setdefault(f"{replica.broker} {replica.state}", []).append(f"{name}/{index}")
+    for what, partitions in lacking.items():  # one finding a broker, however many partitions it has
+        yield Finding("warning", "replicas", f"{what}: {_some(partitions)}", f"streamq topic describe {partitions[0].split('/')[0]}")
     looked_at = min(len(asked), PARTITIONS_LOOKED_AT)
-    if not troubled:
+    if is_well and not lacking:
         yield Finding("ok", "topics", f"{len(topics)} topic(s), {looked_at} partition(s) looked at, every replica answers")
+
+
+def _some(partitions: list[str]) -> str:
+    more = len(partitions) - PARTITIONS_NAMED
+    return ", ".join(partitions[:PARTITIONS_NAMED]) + (f" and {more} more partition(s)" if more > 0 else "")
 
 
 def _of_broker(broker: BrokerAddress, answer: Answer) -> Finding:

@@ -150,7 +150,7 @@ def _add_cluster(verbs: "Verbs[Parser]") -> None:
         verbs, "start", "cluster:start", "start a cluster, or what is not running of the one that is there; returns when it serves"
     )
     _founding_options(start)
-    start.add_argument("broker", nargs="*", metavar="BROKER", help="only these (b1, b2, …)")
+    start.add_argument("broker", nargs="*", default=[], metavar="BROKER", help="only these (b1, b2, …)")
     for name, help_text in (
         ("stop", "stop brokers gracefully: all, or those named"),
         ("status", "show the brokers: id, pid, port, directory and state"),
@@ -160,7 +160,7 @@ def _add_cluster(verbs: "Verbs[Parser]") -> None:
     ):
         verb = _verb(verbs, name, f"cluster:{name}", help_text)
         verb.add_argument("--data", metavar="DIR", help="where the cluster's data is (STREAMQ_DATA, or a directory of your own)")
-        verb.add_argument("broker", nargs="*", metavar="BROKER", help="b1, b2, …")
+        verb.add_argument("broker", nargs="*", default=[], metavar="BROKER", help="b1, b2, …")
         if name in ("kill", "pause", "resume"):
             verb.add_argument("--all", action="store_true", help="every broker")
     init = _verb(verbs, "init", "cluster:init", "found a cluster on several machines: write what each broker has to be given")
@@ -223,7 +223,7 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
 def _add_produce(commands: "Verbs[Parser]") -> None:
     produce = _verb(commands, "produce", "produce:run", "send lines of files or of stdin as records; ends when all are acked")
     produce.add_argument("topic", metavar="TOPIC")
-    produce.add_argument("file", nargs="*", metavar="FILE", help="instead of stdin; - is stdin")
+    produce.add_argument("file", nargs="*", default=[], metavar="FILE", help="instead of stdin; - is stdin")
     _cluster_options(produce)
     produce.add_argument("--format", choices=("lines", "json"), default="lines", help="json: objects as `tail -o json` prints them")
     produce.add_argument("-k", "--key", metavar="KEY", help="key of every record")
@@ -243,7 +243,8 @@ def _add_produce(commands: "Verbs[Parser]") -> None:
 def _add_tail(commands: "Verbs[Parser]") -> None:
     formats = (
         "-F letters: %t topic, %p partition, %o offset, %k key, %v value, %h headers, %d time (%d{%H:%M:%S} formats it),\n"
-        "            %K and %V the lengths of key and value, %% a percent sign; \\n \\t \\r \\\\ \\0 \\xHH as usual\n"
+        "            %K and %V the lengths of key and value, %H the number of headers, %% a percent sign;\n"
+        "            \\n \\t \\r \\\\ \\0 \\xHH as usual\n"
         "places:     start, end, N (an offset), -N (so many records before the end, over all partitions; write --from=-N),\n"
         "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)"
     )

@@ -22,13 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from streamq.broker.config import BrokerConfig, load_config
+from streamq.broker.config import BrokerConfig, load_config, parse_config
 from streamq.cli.admin import ask_state
-from streamq.cli.founding import Founding, FoundingBroker, config_text, draw_founding, found_directory, load_founding
+from streamq.cli.founding import Founding, config_text, draw_founding, found_directory, load_founding
+from streamq.cli.output import note
 from streamq.cli.processes import BROKER_LOG, PID_FILE, ProcessRef, find_process, read_state, send_signal, start_broker, wait_gone
 from streamq.cli.settings import new_cluster_port
 from streamq.client.settings import Address
-from streamq.model.errors import AlreadyExistsError, NotFoundError, StreamqError, UnavailableError, error_of
+from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, StreamqError, UnavailableError, error_of
 
 __all__ = ["LocalBroker", "LocalCluster", "Status", "free_ports"]
 
@@ -108,14 +109,17 @@ class LocalCluster:
             try:
                 cluster = cls.open(directory)
             except NotFoundError:
-                cluster = cls(directory, cls._draw(directory, brokers or 3, port or new_cluster_port()))
+                cluster = cls._draw(directory, brokers or 3, port or new_cluster_port(), settings)
             cluster._check_wishes(brokers, port)
             if not cluster.founding.founded:
                 cluster._found(settings)
+            elif settings:
+                note(f"--set is for new clusters; this one's configurations are {directory}/b*/broker.toml")
             return cluster
 
-    @staticmethod
-    def _draw(directory: Path, brokers: int, port: int) -> Founding:
+    @classmethod
+    def _draw(cls, directory: Path, brokers: int, port: int, settings: Sequence[str]) -> "LocalCluster":
+        """A new cluster. Nothing is written unless it can start, so that other ports and settings can be tried in the same directory."""
         strangers = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
         if strangers:
             raise AlreadyExistsError(
@@ -124,12 +128,13 @@ class LocalCluster:
                 hint="choose an empty or new directory with --data",
             )
         if port + brokers - 1 > 65535:
-            raise AlreadyExistsError(
-                f"there are no {brokers} ports from {port} on", code="precondition_failed", hint="choose a lower --port"
-            )
-        founding = draw_founding([(f"b{i + 1}", HOST, port + i, "") for i in range(brokers)])
-        founding.write(directory / "cluster.json")
-        return founding
+            raise RefusedError(f"there are no {brokers} ports from {port} on", code="usage", hint="choose a lower --port")
+        cluster = cls(directory, draw_founding([(f"b{i + 1}", HOST, port + i, "") for i in range(brokers)]))
+        for broker in cluster.brokers:
+            parse_config(cluster._config_text(broker, settings), source="--set")
+            _refuse_port_in_use(broker)
+        cluster.founding.write(directory / "cluster.json")
+        return cluster
 
     def _check_wishes(self, brokers: int | None, port: int | None) -> None:
         has = len(self.brokers), self.brokers[0].port
@@ -154,15 +159,16 @@ class LocalCluster:
     def write_config(self, broker: LocalBroker, settings: Sequence[str] = ()) -> BrokerConfig:
         broker.directory.mkdir(parents=True, exist_ok=True)
         if not broker.config.exists():
-            text = config_text(self._founding_of(broker), data_directory=broker.data, settings=settings)
+            text = self._config_text(broker, settings)
             temporary = broker.config.with_suffix(".new")
             temporary.write_text(text)
             load_config(temporary)  # a wrong setting is refused before it counts
             temporary.replace(broker.config)
         return load_config(broker.config)
 
-    def _founding_of(self, broker: LocalBroker) -> FoundingBroker:
-        return next(b for b in self.founding.brokers if b.broker == broker.name)
+    def _config_text(self, broker: LocalBroker, settings: Sequence[str]) -> str:
+        founding = next(b for b in self.founding.brokers if b.broker == broker.name)
+        return config_text(founding, data_directory=broker.data, settings=settings)
 
     def pick(self, names: Sequence[str]) -> list[LocalBroker]:
         """The brokers with these ids, all if none is named. Raises NotFoundError."""

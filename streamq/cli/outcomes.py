@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from streamq.cli.output import json_line
-from streamq.cli.record_format import ParsedRecord, record_fields
+from streamq.cli.record_format import ParsedRecord, record_fields, rejected_line
 from streamq.model.errors import StreamqError, UnknownOutcomeError
 from streamq_producer import Delivery, Receipt
 
@@ -21,13 +21,14 @@ __all__ = ["Outcomes", "RejectedRecord"]
 
 
 class RejectedRecord(NamedTuple):
-    """`number` counts the records of the input from 0."""
+    """`number` counts the records of the input from 0. `line` is one that is no record, or how it begins; then there is nothing else."""
 
     number: int
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes] | None = None
     timestamp: int | None = None
+    line: bytes | None = None
 
 
 class _Expected(NamedTuple):
@@ -157,11 +158,12 @@ class Outcomes:
         ]
 
     def _write_reject(self, record: RejectedRecord, error: StreamqError) -> None:
-        """As `produce --format json` reads it, with the outcome in front."""
+        """As `produce --format json` reads it, with the outcome in front. A line that was no record is refused there once more."""
         if self._rejects is None:
             return
         outcome = "unknown" if isinstance(error, UnknownOutcomeError) else "refused"
         row: dict[str, object] = {"record": record.number, "outcome": outcome, "code": error.code, "message": error.message}
         if record.timestamp is not None:
             row["timestamp"] = record.timestamp
-        self._rejects.write(json_line(row | record_fields(record.value, record.key, record.headers)) + "\n")
+        fields = record_fields(record.value, record.key, record.headers) if record.line is None else rejected_line(record.line)
+        self._rejects.write(json_line(row | fields) + "\n")

@@ -9,7 +9,8 @@ from streamq.model.limits import OFFSET_MAX
 
 __all__ = ["AtOffset", "AtTime", "End", "FromEnd", "Place", "Start", "parse_place", "parse_time"]
 
-EXAMPLES: Final = "start, end, 1000 (an offset), -10 (records before the end), 5m (ago), 12:30, 2026-01-31T12:30, @1767225600 (seconds)"
+TIMES: Final = "5m (ago), 12:30, 2026-01-31T12:30, @1767225600 (seconds)"
+PLACES: Final = f"start, end, 1000 (an offset), -10 (records before the end), {TIMES}"
 _ago: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _clock: Final = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?")
 UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
@@ -51,11 +52,19 @@ def parse_place(text: str, *, option: str, now_ms: int) -> Place:
         if abs(number) > OFFSET_MAX:
             raise RefusedError(f"{option}: there is no offset {text}", code="usage", hint=f"offsets go up to {OFFSET_MAX}")
         return AtOffset(number) if not text.startswith("-") else FromEnd(-number)
-    return AtTime(parse_time(text, option=option, now_ms=now_ms))
+    if (moment := _moment(text, now_ms)) is None:
+        raise RefusedError(f"{option}: {text!r} is no place in a log", code="usage", hint=f"write one of: {PLACES}")
+    return AtTime(moment)
 
 
 def parse_time(text: str, *, option: str, now_ms: int) -> int:
     """Milliseconds since 1970. Times without a zone are local. Raises RefusedError (`usage`)."""
+    if (moment := _moment(text, now_ms)) is None:
+        raise RefusedError(f"{option}: {text!r} is no time", code="usage", hint=f"write one of: {TIMES}")
+    return moment
+
+
+def _moment(text: str, now_ms: int) -> int | None:
     if ago := _ago.fullmatch(text):
         return max(0, now_ms - round(float(ago[1]) * UNIT_MS[ago[2]]))
     if re.fullmatch(r"@\d{1,12}(\.\d+)?", text):
@@ -68,4 +77,4 @@ def parse_time(text: str, *, option: str, now_ms: int) -> int:
             moment = datetime.datetime.fromisoformat(text)
         return max(0, round(moment.timestamp() * 1000))
     except (ValueError, OverflowError, OSError):
-        raise RefusedError(f"{option}: {text!r} is no place in a log", code="usage", hint=f"write one of: {EXAMPLES}") from None
+        return None

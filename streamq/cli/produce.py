@@ -12,15 +12,17 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from streamq.cli.admin import Admin
 from streamq.cli.lines import LineSplitter, Run
 from streamq.cli.outcomes import Outcomes, RejectedRecord
 from streamq.cli.output import EXIT_INTERRUPTED, EXIT_PARTLY, Style, count, duration, json_line, note, size
-from streamq.cli.record_format import parse_record
+from streamq.cli.record_format import ParsedRecord, parse_record
 from streamq.cli.running import run_until_interrupted
-from streamq.cli.settings import find_bootstrap
+from streamq.cli.settings import Bootstrap, find_bootstrap
 from streamq.cli.topic import check_name
-from streamq.model.errors import RefusedError, StreamqError
+from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import RECORD_BYTES_MAX
+from streamq.model.messages import ListTopics, Topics
 from streamq.wire.compression import ZSTD_LEVELS
 from streamq_producer import Producer, ProducerStats
 
@@ -70,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
                 shown.watch(producer)
                 outcomes.start(tasks, plan.headers)
                 tasks.start_soon(shown.run)
-                await _send_all(producer, plan, options.file or ["-"], outcomes, shown)
+                if not await _send_all(producer, plan, options.file or ["-"], outcomes, shown):
+                    await _check_topic(bootstrap, plan)
                 await outcomes.all_settled()
                 tasks.cancel_scope.cancel()
 
@@ -125,7 +128,8 @@ def parse_compression(text: str) -> tuple[Literal["zstd", "none"], int]:
 # --- reading ---------------------------------------------------------------------------------------------------------------
 
 
-async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outcomes: Outcomes, shown: "_Progress") -> None:
+async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outcomes: Outcomes, shown: "_Progress") -> int:
+    """How many lines there were."""
     line_bytes_max = JSON_LINE_BYTES_MAX if plan.is_json else _line_bytes_max(plan)
     pace = _Pace(plan.rate)
     numbered = 0
@@ -134,11 +138,13 @@ async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outco
         splitter.count = numbered
         async for piece in _pieces(path):
             shown.read_bytes += len(piece)
-            await _send_runs(producer, plan, splitter.feed(piece), outcomes, pace)
+            await _send_runs(producer, plan, splitter.feed(piece), outcomes, pace, shown)
+            shown.sent_bytes = shown.read_bytes
             _refuse_too_long(splitter, outcomes)
-        await _send_runs(producer, plan, splitter.end(), outcomes, pace)
+        await _send_runs(producer, plan, splitter.end(), outcomes, pace, shown)
         _refuse_too_long(splitter, outcomes)
         numbered = splitter.count
+    return numbered
 
 
 async def _pieces(path: str) -> AsyncIterator[bytes]:
@@ -169,7 +175,7 @@ def _refuse_too_long(splitter: LineSplitter, outcomes: Outcomes) -> None:
             code="record_too_large",
             hint="split it, or store it elsewhere and send a reference",
         )
-        outcomes.refuse(RejectedRecord(line.number, None, line.begin), error)
+        outcomes.refuse(RejectedRecord(line.number, None, None, line=line.begin), error)
     splitter.too_long.clear()
 
 
@@ -196,7 +202,7 @@ class _Pace:
             await anyio.sleep(delay)
 
 
-async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes: Outcomes, pace: _Pace) -> None:
+async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes: Outcomes, pace: _Pace, shown: "_Progress") -> None:
     for run_first, lines in runs:
         step = pace.slice()
         for begin in range(0, len(lines), step):
@@ -206,6 +212,8 @@ async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes:
                 await _send_objects(producer, plan, run_first + begin, part, outcomes)
             else:
                 await _send_lines(producer, plan, run_first + begin, part, outcomes)
+            if plan.rate is not None:
+                shown.sent_bytes += sum(map(len, part)) + len(part)
 
 
 async def _send_lines(producer: Producer, plan: _Plan, first: int, values: list[bytes], outcomes: Outcomes) -> None:
@@ -231,6 +239,7 @@ def _split_keys(lines: list[bytes], separator: bytes) -> tuple[list[bytes | None
 
 async def _send_objects(producer: Producer, plan: _Plan, first: int, lines: list[bytes], outcomes: Outcomes) -> None:
     for number, line in enumerate(lines, first):
+        record = None
         try:
             record = parse_record(line)
             delivery = await producer.enqueue(
@@ -238,9 +247,35 @@ async def _send_objects(producer: Producer, plan: _Plan, first: int, lines: list
             )
         except RefusedError as error:
             refused = RefusedError(f"line {number + 1}: {error.message}", code=error.code, hint=error.hint)
-            outcomes.refuse(RejectedRecord(number, None, line), refused)
+            outcomes.refuse(_rejected(number, line, record), refused)
             continue
         outcomes.expect_one(delivery, number, record)
+
+
+def _rejected(number: int, line: bytes, record: ParsedRecord | None) -> RejectedRecord:
+    if record is None:
+        return RejectedRecord(number, None, None, line=line)
+    return RejectedRecord(number, record.key, record.value, record.headers, record.timestamp)
+
+
+async def _check_topic(bootstrap: Bootstrap, plan: _Plan) -> None:
+    """When there was no record to send: an unknown topic or partition is told all the same. Raises NotFoundError."""
+
+    def ask() -> int | None:
+        with Admin(bootstrap) as admin:
+            return next((len(t.partitions) for t in admin.ask(ListTopics(), Topics).topics if t.name == plan.topic and not t.deleted), None)
+
+    partitions = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True)
+    if partitions is None:
+        raise NotFoundError(
+            f"there is no topic {plan.topic!r}", code="unknown_topic", hint=f"create it with: streamq topic create {plan.topic}"
+        )
+    if plan.partition is not None and plan.partition >= partitions:
+        raise NotFoundError(
+            f"topic {plan.topic!r} has partitions 0 to {partitions - 1}, not {plan.partition}",
+            code="unknown_partition",
+            hint=f"streamq topic describe {plan.topic}",
+        )
 
 
 # --- telling ---------------------------------------------------------------------------------------------------------------
@@ -251,6 +286,8 @@ class _Progress:
 
     def __init__(self, outcomes: Outcomes, options: argparse.Namespace) -> None:
         self.read_bytes = 0
+        self.sent_bytes = 0
+        """Less than what was read while --rate holds lines back."""
         self._outcomes = outcomes
         self._is_json = options.output == "json"
         self._is_quiet = options.quiet
@@ -272,9 +309,9 @@ class _Progress:
     def _line(self) -> str:
         took = time.monotonic() - self._begun
         acked = self._outcomes.acked
-        text = f"{size(self.read_bytes)} read, {count(acked)} acked, {count(acked / took)}/s"
-        if self._total_bytes and self.read_bytes:
-            left = took * (self._total_bytes - self.read_bytes) / self.read_bytes
+        text = f"{size(self.sent_bytes)} sent, {count(acked)} acked, {count(acked / took)}/s"
+        if self._total_bytes and self.sent_bytes:
+            left = took * (self._total_bytes - self.sent_bytes) / self.sent_bytes
             text += f", {duration(max(0.0, left))} left"
         return text
 

@@ -8,6 +8,7 @@ import base64
 import binascii
 import datetime
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
@@ -16,7 +17,16 @@ import msgspec
 
 from streamq.model.errors import RefusedError
 
-__all__ = ["ParsedRecord", "PrintableRecord", "compile_format", "for_people", "parse_record", "record_fields", "to_json"]
+__all__ = [
+    "ParsedRecord",
+    "PrintableRecord",
+    "compile_format",
+    "for_people",
+    "parse_record",
+    "record_fields",
+    "rejected_line",
+    "to_json",
+]
 
 
 class PrintableRecord(Protocol):
@@ -66,6 +76,13 @@ def record_fields(value: bytes | None, key: bytes | None, headers: Mapping[str, 
     return fields
 
 
+def rejected_line(line: bytes) -> dict[str, object]:
+    """A line that is no record, for the file of what was refused: `parse_record` never takes it for one."""
+    fields: dict[str, object] = {}
+    _put(fields, "rejected_line", line)
+    return fields
+
+
 def _put(fields: dict[str, object], name: str, content: bytes | None) -> None:
     if content is None:
         fields[name] = None
@@ -92,6 +109,8 @@ class _Object(msgspec.Struct):
     headers: dict[str, str] | None = None
     headers_base64: dict[str, str] | None = None
     timestamp: int | None = None
+    rejected_line: str | None = None
+    rejected_line_base64: str | None = None
 
 
 _object_decoder: Final = msgspec.json.Decoder(_Object)
@@ -101,6 +120,8 @@ def parse_record(line: bytes) -> ParsedRecord:
     """The record that an object describes. Raises RefusedError (`bad_request`)."""
     try:
         found = _object_decoder.decode(line)
+        if found.rejected_line is not None or found.rejected_line_base64 is not None:
+            raise ValueError("the object tells of a line that was refused; mend the line and send that")
         headers = {name: text.encode("utf-8") for name, text in (found.headers or {}).items()}
         headers |= {name: base64.b64decode(text, validate=True) for name, text in (found.headers_base64 or {}).items()}
         return ParsedRecord(
@@ -147,19 +168,19 @@ def compile_format(text: str) -> Callable[[PrintableRecord], bytes]:
     for token in _token.finditer(text):
         letter, argument, hexadecimal, escape, plain = token.group("letter", "argument", "hex", "escape", "text")
         if plain is not None:
-            parts.append(plain.encode())
+            parts.append(os.fsencode(plain))
         elif hexadecimal is not None:
             parts.append(bytes.fromhex(hexadecimal))
         elif escape is not None and escape in ESCAPES:
             parts.append(ESCAPES[escape])
         elif letter == "%":
-            parts.append(b"%" + (b"{%s}" % argument.encode() if argument is not None else b""))
+            parts.append(b"%" + (b"{%s}" % os.fsencode(argument) if argument is not None else b""))
         elif letter == "d" and argument is not None:
             parts.append(_time_printer(argument))
         elif letter in LETTERS:
             parts.append(LETTERS[letter])
             if argument is not None:
-                parts.append(b"{%s}" % argument.encode())
+                parts.append(b"{%s}" % os.fsencode(argument))
         else:
             raise RefusedError(
                 f"the format {text!r} has {token[0]!r}, which means nothing",
@@ -170,7 +191,7 @@ def compile_format(text: str) -> Callable[[PrintableRecord], bytes]:
 
 
 def _time_printer(pattern: str) -> Callable[[PrintableRecord], bytes]:
-    return lambda record: _local_time(record.timestamp).strftime(pattern).encode()
+    return lambda record: os.fsencode(_local_time(record.timestamp).strftime(pattern))
 
 
 def for_people(record: PrintableRecord, *, colours: bool, topic_width: int) -> str:

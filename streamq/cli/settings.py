@@ -91,9 +91,9 @@ class Profiles:
 
 def find_bootstrap(*, flag: str | None, profile: str | None, environment: Mapping[str, str] = os.environ) -> Bootstrap:
     """The first that is there: --bootstrap, --profile, STREAMQ_BOOTSTRAP, STREAMQ_PROFILE, the current profile, the default."""
-    if flag:
+    if flag is not None:  # an empty one, as of an unset variable, must not mean some other cluster
         return bootstrap_of(flag, origin="--bootstrap")
-    if profile:
+    if profile is not None:
         return Profiles.load(environment).bootstrap(profile, origin="--profile")
     if text := environment.get("STREAMQ_BOOTSTRAP"):
         return bootstrap_of(text, origin="STREAMQ_BOOTSTRAP")

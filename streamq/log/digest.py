@@ -60,15 +60,18 @@ class Digest:
         return max(self.segment.base, *(a.high_watermark for a in self.answers.values()))
 
     def keepers(self) -> list[str]:
-        """Who may hold the tail (step 4): replicas that count, and, if those are fewer than W, other brokers of the epoch in their place."""
+        """Who may hold the tail (step 4): replicas that count and, if those are fewer than W, other brokers of the epoch in their place."""
         good = self.good()
         if len(good) >= self.segment.write:
             return list(good)
         return [*good, *(b for b in self.answers if b not in good and self.segment.member(b) is not None)]
 
     def holding(self, tail: int) -> list[str]:
-        """Keepers that hold everything below `tail`. A replacement, which has to hold the whole segment, counts by what it answered to
-        a repair: what it said when it was sealed is no word to go by (P-29, P-30)."""
+        """Keepers that hold everything below `tail`.
+
+        A replacement, which has to hold the whole segment, counts by what it answered to a repair: what it said when it was sealed is no
+        word to go by (P-29, P-30).
+        """
         good = self.good()
         return [b for b in self.keepers() if (self.answers[b].tail >= tail if b in good else b in self._repaired)]
 

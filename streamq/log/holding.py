@@ -141,7 +141,7 @@ class Holding:
             if offset < limit and self._tails.contains(epoch, offset):
                 return Readable(epoch, offset, limit)
             return Unreadable.AHEAD if offset >= segment.end else Unreadable.LACKING
-        if self._newest > epoch:
+        if self._newest > self._state.opened:
             return Unreadable.LACKING  # step 6: the end is not known here, and the epoch is not the newest that is known of
         limit = min(self._shown[1], tail)
         if offset < limit and self._tails.contains(epoch, offset):

@@ -139,7 +139,9 @@ class IdempotenceTable:
         self.last_append_time = 0
         self._producers: OrderedDict[ProducerId, Producer] = OrderedDict()  # a dict would scan its holes to find the oldest
 
-    def __len__(self) -> int:
+    @property
+    def producers(self) -> int:
+        """How many are in memory, some of which may have expired."""
         return len(self._producers)
 
     def get(self, producer: ProducerId, *, at: int) -> Producer | None:

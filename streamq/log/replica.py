@@ -169,7 +169,7 @@ class Replica(Holding):
         return effects
 
     def on_learn(self, register: PartitionRegister) -> list[Effect]:
-        """A completed change or a quorum read showed this register (P-1): as `on_open`, without an answer. Not for tombstones: drop those."""
+        """A completed change or a quorum read showed this register (P-1): as `on_open`, without an answer. Not for tombstones."""
         return self._learn(register)
 
     def on_tip(self, tip: Tip, reply_to: object) -> list[Effect]:

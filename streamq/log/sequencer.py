@@ -204,7 +204,7 @@ class Sequencer:
     def _over_a_limit(self, producer: ProducerId, known: Producer | None) -> Refused | None:
         if self._flying.get(producer, 0) >= IN_FLIGHT_BATCHES_MAX:
             return Refused("busy", f"{IN_FLIGHT_BATCHES_MAX} batches of this producer are in flight in this partition")
-        if known is None and len(self._table) + len(self._overlay) >= PRODUCERS_PER_PARTITION_MAX:
+        if known is None and self._table.producers + len(self._overlay) >= PRODUCERS_PER_PARTITION_MAX:
             self._expire()
             count = len(self._table.live(at=self.last_append_time) | self._overlay.keys())
             if count >= PRODUCERS_PER_PARTITION_MAX:

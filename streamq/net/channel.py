@@ -12,10 +12,10 @@ from typing import Final
 import trio
 
 from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, error_of
-from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, MiB
+from streamq.model.limits import FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MiB
 from streamq.model.messages import Failure, Message
 from streamq.net.budget import ByteBudget
-from streamq.wire.framing import Frame, FrameReader, encode_frame
+from streamq.wire.framing import FRAME_PREFIX_BYTES, Frame, FrameReader, encode_frame
 
 __all__ = ["CHANNEL_QUEUE_BYTES_MAX", "Channel", "ChannelClosedError"]
 
@@ -80,6 +80,10 @@ class Channel:
         if self.is_closed:
             return
         buffers = encode_frame(message, request=request, is_answer=is_answer, payload=payload)
+        if is_answer and len(buffers[0]) > FRAME_HEADER_BYTES_MAX + FRAME_PREFIX_BYTES:
+            # The other side would take it for broken and close the connection.
+            failure = Failure("limit_reached", f"the answer would have {len(buffers[0])} bytes", "ask for less at once")
+            buffers = encode_frame(failure, request=request, is_answer=True)
         self.queued_bytes += sum(map(len, buffers))
         self._out += buffers
         if self.queued_bytes > CHANNEL_QUEUE_BYTES_MAX:

@@ -15,6 +15,8 @@ FEATURES: Final[tuple[str, ...]] = ()
 """Optional parts of the protocol that this build knows; none yet: everything so far is version 1."""
 HELLO_REQUEST: Final = 1
 HANDSHAKE_BYTES: Final = 4096
+HELLO_BYTES_MAX: Final = 64 * 1024
+"""Who has not said who it is can make the other side hold no more than this."""
 
 
 class Greeting:
@@ -34,7 +36,8 @@ async def greet(stream: trio.abc.Stream, hello: Hello) -> tuple[Welcome, FrameRe
     await stream.send_all(b"".join([PREAMBLE, *encode_frame(hello, request=HELLO_REQUEST)]))
     reader = FrameReader()
     while data := await stream.receive_some(HANDSHAKE_BYTES):
-        for frame in reader.feed(bytes(data)):
+        # To its end: a reader that is left in the middle of what it was fed waits for the wrong number of bytes.
+        for frame in list(reader.feed(bytes(data)))[:1]:
             if isinstance(frame.message, Failure):
                 raise failure_error(frame.message)
             if not isinstance(frame.message, Welcome):
@@ -61,6 +64,8 @@ async def receive_hello(stream: trio.abc.Stream) -> Greeting:
             if not isinstance(first.message, Hello):
                 raise ProtocolError(f"began with a {type(first.message).__name__} instead of a hello", code="protocol")
             return Greeting(first.message, first.request, reader, frames[1:])
+        if reader.missing > HELLO_BYTES_MAX:
+            raise ProtocolError(f"began with a frame that lacks {reader.missing} bytes", code="protocol")
         begun = bytes(await stream.receive_some(HANDSHAKE_BYTES))
         if not begun:
             raise ProtocolError("closed during the handshake", code="protocol")

@@ -36,6 +36,8 @@ class TcpNetwork:
             stream = await trio.open_tcp_stream(host, port)
         except ConnectionRefusedError:
             raise RefusedConnectionError(f"{host}:{port}") from None
+        except (UnicodeError, OverflowError) as error:  # a name or port that can be none: a broker's register may hold anything
+            raise UnavailableError(f"{host}:{port} is no address: {error}", code="unavailable") from None
         except OSError as error:
             if isinstance(error.__cause__, ConnectionRefusedError) or _all_refused(error):
                 raise RefusedConnectionError(f"{host}:{port}") from None

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.local import LocalCluster, environment, local_cluster, wait_until
+from tests.integration.local import LocalCluster, environment, free_port_range, local_cluster, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,10 @@ def test_what_is_wrong_is_refused_with_its_code(cluster: LocalCluster, words: li
 
 def test_producing_to_an_unknown_topic_ends_with_3(cluster: LocalCluster) -> None:
     assert b"unknown_topic" in cluster.run("produce", "nope", stdin=b"x\n", expect=3).stderr
+    assert b"unknown_topic" in cluster.run("produce", "nope", stdin=b"", expect=3).stderr
+    cluster.run("topic", "create", "narrow")
+    for stdin in (b"x\n", b""):
+        assert b"unknown_partition" in cluster.run("produce", "narrow", "-p", "1", stdin=stdin, expect=3).stderr
 
 
 def test_an_unreachable_bootstrap_ends_with_4_within_10_s(cluster: LocalCluster) -> None:
@@ -150,6 +155,9 @@ def test_a_record_over_the_limit_goes_to_the_rejects_and_the_others_in(cluster: 
     with open(path, "rb") as file:
         [reject] = objects(file.read())
     assert (reject["record"], reject["outcome"], reject["code"]) == (1, "refused", "record_too_large")
+    with open(path, "rb") as file:
+        cluster.run("produce", "limits", "--format", "json", stdin=file.read(), expect=6)
+    assert cluster.tail("limits") == [b"before", b"after"]  # its beginning is not taken for a record
 
 
 def test_a_line_that_is_no_object_is_a_reject_too(cluster: LocalCluster) -> None:
@@ -280,6 +288,18 @@ def test_doctor_finds_nothing_wrong(cluster: LocalCluster) -> None:
     assert cluster.run("doctor", "--bootstrap", "127.0.0.1:1", expect=4).stdout
 
 
+def test_doctor_tells_of_a_dead_broker_once(cluster: LocalCluster) -> None:
+    cluster.run("topic", "create", "watched", "--partitions", "8")
+    cluster.kill("b3")
+    try:
+        rows = objects(cluster.run("doctor", "-o", "json", expect=None).stdout)
+    finally:
+        cluster.start("b3")
+    [replicas] = [row for row in rows if row["check"] == "replicas"]
+    assert "b3 unreachable" in str(replicas["what"])
+    assert not [row for row in rows if row["verdict"] == "ok" and row["hint"]]
+
+
 def test_broker_ls(cluster: LocalCluster) -> None:
     rows = objects(cluster.run("broker", "ls", "-o", "json").stdout)
     assert [(row["broker"], row["state"]) for row in rows] == [(name, "serving") for name in cluster.names]
@@ -313,8 +333,15 @@ def test_kill_pause_resume_stop_start() -> None:
 
 
 def test_a_port_in_use_and_a_foreign_directory_are_told(cluster: LocalCluster, tmp_path: object) -> None:
-    done = cluster.run("cluster", "start", "--brokers", "1", "--port", str(cluster.port), "--data", f"{tmp_path}/other", expect=7)
+
+    def words(*more: str) -> list[str]:
+        return ["cluster", "start", "--brokers", "1", "--data", f"{tmp_path}/other", *more]
+
+    done = cluster.run(*words("--port", str(cluster.port)), expect=7)
     assert b"in use" in done.stderr
+    assert b"--set has an unknown setting" in cluster.run(*words("--set", "prot=1"), expect=2).stderr
+    cluster.run(*words("--port", str(free_port_range(1))))  # as the hint said; nothing was founded by the attempts before
+    cluster.run("cluster", "kill", "b1", "--data", f"{tmp_path}/other")
     own, other = cluster.directory / "b1", cluster.directory / "b2"
     config = tmp_path / "wrong.toml"  # type: ignore[operator]
     config.write_text((own / "broker.toml").read_text().replace(str(own), str(other)).replace(f"port = {cluster.port}", "port = 1"))
@@ -323,6 +350,21 @@ def test_a_port_in_use_and_a_foreign_directory_are_told(cluster: LocalCluster, t
     assert b"Traceback" not in refused.stderr
     config.write_text('broker = "b1"\ndata_directory = "/nonexistent"\nprot = 1\n')
     assert b"did you mean 'port'?" in cluster.run("broker", "run", "--config", str(config), expect=2).stderr
+
+
+def test_rejoin_ends_when_a_topic_lost_its_only_copy() -> None:
+    with local_cluster(3) as running:
+        running.run("topic", "create", "single", "--partitions", "3", "--replicas", "1")
+        running.run("topic", "create", "copied")
+        running.produce("copied", [b"1", b"2", b"3"])
+        running.cluster("stop", "b2")
+        shutil.rmtree(running.data("b2"))
+        done = running.run("broker", "rejoin", "b2", "--data", str(running.directory), "--yes", "-o", "json", expect=6)
+        [row] = objects(done.stdout)
+        assert row["rejoined"]
+        assert len(row["lost"]) == 1
+        assert str(row["lost"]).startswith("['single/")
+        assert running.tail("copied", "--broker", "b2") == [b"1", b"2", b"3"]
 
 
 # --- commands that bring their own cluster ---------------------------------------------------------------------------------

@@ -195,4 +195,4 @@ class ReplicaPromises(RuleBasedStateMachine):
 
 
 TestReplicaPromises = ReplicaPromises.TestCase
-TestReplicaPromises.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestReplicaPromises.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

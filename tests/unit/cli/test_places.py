@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from streamq.cli.places import AtOffset, AtTime, End, FromEnd, Start, parse_place
+from streamq.cli.places import AtOffset, AtTime, End, FromEnd, Start, parse_place, parse_time
 from streamq.model.errors import RefusedError
 
 NOW_MS = 1_700_000_000_000
@@ -44,3 +44,10 @@ def test_anything_else_is_refused_with_examples(text: str) -> None:
         parse_place(text, option="--from", now_ms=NOW_MS)
     assert refused.value.code == "usage"
     assert refused.value.hint
+
+
+def test_what_is_no_time_is_told_with_times_only() -> None:
+    with pytest.raises(RefusedError) as refused:
+        parse_time("5", option="--since", now_ms=NOW_MS)
+    assert refused.value.message == "--since: '5' is no time"
+    assert "offset" not in refused.value.hint

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamq.cli.record_format import compile_format, for_people, parse_record, record_fields, to_json
+from streamq.cli.record_format import compile_format, for_people, parse_record, record_fields, rejected_line, to_json
 from streamq.model.errors import RefusedError
 
 
@@ -73,3 +73,15 @@ def test_a_line_for_people_sends_no_control_characters_to_the_terminal() -> None
     line = for_people(Record(value=b"\x1b[2Jx\ny\xff", key=None), colours=False, topic_width=6)
     assert line.isprintable()
     assert "orders/3@17" in line
+
+
+def test_a_format_may_hold_bytes_that_are_no_text() -> None:
+    assert compile_format(r"\n%v%t{x}".replace("x", "\udcfe") + "\udcff")(Record()) == b"\npizzaorders{\xfe}\xff"
+
+
+@pytest.mark.parametrize("line", [b"no object", b"\xff", b""])
+def test_a_line_that_was_refused_is_never_read_back_as_a_record(line: bytes) -> None:
+    row = json.dumps({"record": 4, "outcome": "refused", **rejected_line(line)})
+    with pytest.raises(RefusedError) as refused:
+        parse_record(row.encode())
+    assert "mend the line" in refused.value.message

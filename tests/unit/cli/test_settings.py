@@ -25,7 +25,7 @@ def test_the_order_of_what_counts(tmp_path: Path) -> None:
     assert str(find_bootstrap(flag="[::1]:5", profile="one", environment=environment)) == "[::1]:5"
 
 
-@pytest.mark.parametrize("text", ["host:", "host:0", "host:70000", "host:x", ":7700", ",", "a b:1"])
+@pytest.mark.parametrize("text", ["", "host:", "host:0", "host:70000", "host:x", ":7700", ",", "a b:1"])
 def test_what_is_no_address_is_refused_with_its_origin(text: str) -> None:
     with pytest.raises(RefusedError) as refused:
         find_bootstrap(flag=text, profile=None)
@@ -35,6 +35,14 @@ def test_what_is_no_address_is_refused_with_its_origin(text: str) -> None:
 def test_a_profile_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         find_bootstrap(flag=None, profile="nope", environment={"XDG_CONFIG_HOME": str(tmp_path)})
+
+
+def test_an_empty_flag_never_means_some_other_cluster(tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "STREAMQ_BOOTSTRAP": "production:7700"}
+    with pytest.raises(RefusedError):
+        find_bootstrap(flag="", profile=None, environment=environment)
+    with pytest.raises(NotFoundError):
+        find_bootstrap(flag=None, profile="", environment=environment)
 
 
 def test_damaged_profiles_are_told_not_overwritten(tmp_path: Path) -> None:

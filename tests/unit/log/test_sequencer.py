@@ -1,0 +1,256 @@
+"""Who gets which offset, and when a batch is acked (P-11 to P-14, P-21, P-33 to P-36)."""
+
+import pytest
+
+from streamq.log import sequencer as module
+from streamq.log.idempotence import IdempotenceTable
+from streamq.log.sequencer import Acked, Assigned, Duplicate, Phase, Progress, Refused, Sequencer, Waiting
+from streamq.model.batches import BatchHeader
+from streamq.model.errors import CODES, ProtocolError, UnavailableError
+from streamq.model.ids import NO_PRODUCER, Member
+from streamq.model.limits import DEDUP_BATCHES, IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCER_EXPIRY_MS
+from streamq.model.messages import StoredRun, StoreState
+from streamq.model.registers import Segment
+from tests.support.log_lab import PARTITION, members, segment
+
+B1, B2, B3 = members(3)
+P = b"P" * 16
+
+
+def sequencer(of: Segment | None = None, table: IdempotenceTable | None = None) -> Sequencer:
+    of = of or segment(3, 100)
+    return Sequencer(partition=PARTITION, segment=of, table=table or IdempotenceTable(of.base))
+
+
+def sent(sequence: int, *, producer: bytes = P, records: int = 1, epoch: int = 0) -> BatchHeader:
+    return BatchHeader(PARTITION, records, 0, 0, 0, producer, epoch, sequence, 0, 0, 0, 0, 0)
+
+
+def report(tail: int, state: StoreState = "stored", *, epoch: int = 3) -> StoredRun:
+    return StoredRun(PARTITION, epoch, state, tail)
+
+
+def test_offsets_have_no_holes_and_append_times_never_fall() -> None:
+    s = sequencer()
+    assert s.on_produce(sent(0, records=3), "a", 500) == Assigned(3, 100, 500)
+    assert s.on_produce(sent(1), "b", 400) == Assigned(3, 103, 500)
+    assert s.on_produce(sent(0, producer=NO_PRODUCER), "c", 600) == Assigned(3, 104, 600)
+    assert (s.next_offset, s.high_watermark, s.in_flight) == (105, 100, 3)
+
+
+def test_append_times_go_on_from_those_of_the_log() -> None:
+    table = IdempotenceTable()
+    table.fold(BatchHeader(PARTITION, 1, 0, 0, 0, NO_PRODUCER, 0, 0, 0, 0, 1, 0, 9_000))
+    assert sequencer(segment(2, 1), table).on_produce(sent(0), "a", 10) == Assigned(2, 1, 9_000)
+
+
+def test_a_sequencer_needs_the_table_at_its_base() -> None:
+    with pytest.raises(AssertionError):
+        sequencer(table=IdempotenceTable(99))
+
+
+def test_acks_come_in_order_with_the_copies_that_there_are() -> None:
+    s = sequencer()
+    for i in range(3):
+        s.on_produce(sent(i), i, 1)
+    assert s.on_stored(B1, report(102)) == Progress()
+    assert s.on_stored(B2, report(101)) == Progress(advanced=True, acks=(Acked(0, 100, 1, 2),))
+    assert s.on_stored(B3, report(103)) == Progress(advanced=True, acks=(Acked(1, 101, 1, 2),))
+    assert s.on_stored(B2, report(103)) == Progress(advanced=True, acks=(Acked(2, 102, 1, 2),))
+    assert s.in_flight == 0
+    s.check()
+
+
+def test_a_report_counts_once_and_for_its_replica_only() -> None:
+    s = sequencer()
+    s.on_produce(sent(0), 0, 1)
+    for _ in range(3):
+        assert s.on_stored(B1, report(101)) == Progress()
+    assert s.on_stored(Member("b9", b"9" * 16), report(101)) == Progress()
+    assert s.on_stored(B2, report(101, epoch=2)) == Progress()
+    assert s.high_watermark == 100
+
+
+def test_another_incarnation_of_a_replica_counts_for_nothing_and_is_gone() -> None:
+    """P-10, P-22; it is told once."""
+    s = sequencer()
+    s.on_produce(sent(0), 0, 1)
+    s.on_stored(B1, report(101))
+    assert s.on_stored(Member("b2", b"n" * 16), report(101)) == Progress(gone=True)
+    assert s.on_stored(Member("b2", b"n" * 16), report(101)) == Progress()
+    assert s.gone == (B2,)
+    assert s.on_stored(B2, report(101)) == Progress()
+    assert s.on_stored(B3, report(101)).acks
+
+
+def test_a_replica_in_limbo_is_gone_and_what_it_reported_counts_no_more() -> None:
+    s = sequencer()
+    s.on_produce(sent(0), 0, 1)
+    s.on_stored(B2, report(101))
+    assert s.on_stored(B2, report(0, "limbo")) == Progress(gone=True)
+    assert s.on_stored(B1, report(101)) == Progress()
+    assert s.on_stored(B3, report(101)).advanced
+    assert s.high_watermark == 101
+
+
+def test_a_tail_past_all_that_was_sent_is_a_broken_message() -> None:
+    with pytest.raises(ProtocolError):
+        sequencer().on_stored(B1, report(101))
+
+
+def test_gaps_and_unopened_epochs_are_for_the_runner_to_mend() -> None:
+    s = sequencer()
+    s.on_produce(sent(0), 0, 1)
+    assert s.on_stored(B1, report(100, "gap")) == Progress(resend_from=100)
+    assert s.on_stored(B1, report(0, "not_opened")) == Progress(open_again=True)
+    assert s.tail_of(B1) == 100
+
+
+@pytest.mark.parametrize("state", ["sealed", "past_end"])
+def test_one_rejection_ends_the_reign(state: StoreState) -> None:
+    """P-14: what was assigned is unknown, what comes is retriable, and nothing is acked any more."""
+    s = sequencer()
+    s.on_produce(sent(0), "a", 1)
+    s.on_produce(sent(1), "b", 1)
+    s.on_stored(B1, report(102))
+    assert s.on_stored(B2, report(0, state)) == Progress(unknown=("a", "b"))
+    assert s.phase is Phase.STOPPED
+    assert s.on_stored(B3, report(102)) == Progress()
+    refused = s.on_produce(sent(2), "c", 1)
+    assert isinstance(refused, Refused)
+    assert issubclass(CODES[refused.code], UnavailableError)
+
+
+def test_a_repeat_waits_with_the_original_and_is_acked_with_it() -> None:
+    s = sequencer()
+    s.on_produce(sent(0), "a", 1)
+    assert s.on_produce(sent(0), "again", 2) == Waiting()
+    s.on_stored(B1, report(101))
+    assert s.on_stored(B3, report(101)).acks == (Acked("a", 100, 1, 2), Acked("again", 100, 1, 2))
+    assert s.on_produce(sent(0), "later", 3) == Duplicate(100, 1, 2)
+    assert s.next_offset == 101
+
+
+def test_repeats_of_one_batch_are_bounded() -> None:
+    s = sequencer()
+    answers = [s.on_produce(sent(0), i, 1) for i in range(module.TICKETS_PER_BATCH_MAX + 1)]
+    assert isinstance(answers[-1], Refused)
+    assert answers[-1].code == "busy"
+    assert s.stop().unknown == tuple(range(module.TICKETS_PER_BATCH_MAX))
+
+
+def test_a_repeat_of_an_earlier_epoch_is_known_from_the_log() -> None:
+    table = IdempotenceTable()
+    for i in range(DEDUP_BATCHES + 1):
+        table.fold(BatchHeader(PARTITION, 2, 0, 0, 0, P, 0, i, 0, 0, 1, 2 * i, 7))
+    s = sequencer(segment(2, table.position), table)
+    assert s.on_produce(sent(1), "a", 8) == Duplicate(2, 7, 2)
+    assert s.on_produce(sent(0), "a", 8) == Duplicate(None, 0, 2)
+    assert s.on_produce(sent(DEDUP_BATCHES + 1), "b", 8) == Assigned(2, table.position, 8)
+
+
+def test_the_table_is_read_and_never_changed() -> None:
+    """What was only assigned may be void: it must not reach the replica's table (P-34)."""
+    table = IdempotenceTable()
+    table.fold(BatchHeader(PARTITION, 1, 0, 0, 0, P, 0, 0, 0, 0, 1, 0, 7))
+    before = table.snapshot()
+    s = sequencer(segment(2, 1), table)
+    s.on_produce(sent(1), "a", 8)
+    s.on_produce(sent(0, epoch=1), "b", 8)
+    assert table.snapshot() == before
+
+
+def test_gaps_are_refused_and_say_what_is_next() -> None:
+    s = sequencer()
+    for first in (sent(1), sent(5, epoch=1)):
+        refused = s.on_produce(first, "a", 1)
+        assert isinstance(refused, Refused)
+        assert refused.code == "sequence_gap"
+        assert "0 is next" in refused.message
+    s.on_produce(sent(0), "a", 1)
+    refused = s.on_produce(sent(2), "b", 1)
+    assert isinstance(refused, Refused)
+    assert "1 is next" in refused.message
+
+
+def test_a_newer_producer_epoch_fences_the_older_from_its_first_batch_on() -> None:
+    s = sequencer()
+    assert isinstance(s.on_produce(sent(0), "a", 1), Assigned)
+    assert isinstance(s.on_produce(sent(1), "b", 1), Assigned)
+    assert isinstance(s.on_produce(sent(0, epoch=1), "c", 1), Assigned)
+    refused = s.on_produce(sent(2), "d", 1)
+    assert isinstance(refused, Refused)
+    assert refused.code == "fenced"
+    assert s.on_produce(sent(0), "a", 1) == refused.__class__("fenced", refused.message)
+    assert isinstance(s.on_produce(sent(1, epoch=1), "e", 1), Assigned)
+
+
+def test_a_producer_that_expired_begins_again() -> None:
+    s = sequencer()
+    s.on_produce(sent(0), "a", 1)
+    assert isinstance(s.on_produce(sent(1), "b", 1 + PRODUCER_EXPIRY_MS), Assigned)
+    late = s.on_produce(sent(2), "c", 2 + 2 * PRODUCER_EXPIRY_MS)
+    assert isinstance(late, Refused)
+    assert late.code == "sequence_gap"
+
+
+def test_one_producer_has_no_more_in_flight_than_the_table_remembers() -> None:
+    s = sequencer()
+    for i in range(IN_FLIGHT_BATCHES_MAX):
+        assert isinstance(s.on_produce(sent(i), i, 1), Assigned)
+    refused = s.on_produce(sent(IN_FLIGHT_BATCHES_MAX), "x", 1)
+    assert isinstance(refused, Refused)
+    assert refused.code == "busy"
+    s.on_stored(B1, report(101))
+    s.on_stored(B2, report(101))
+    assert isinstance(s.on_produce(sent(IN_FLIGHT_BATCHES_MAX), "x", 1), Assigned)
+
+
+def test_new_producers_are_bounded_and_old_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PRODUCERS_PER_PARTITION_MAX", 3)
+    table = IdempotenceTable()
+    table.fold(BatchHeader(PARTITION, 1, 0, 0, 0, b"0" * 16, 0, 0, 0, 0, 1, 0, 1_000))
+    s = sequencer(segment(2, 1), table)
+    for name in (b"1", b"2"):
+        assert isinstance(s.on_produce(sent(0, producer=name * 16), name, 1_000), Assigned)
+    refused = s.on_produce(sent(0, producer=b"3" * 16), "3", 1_000)
+    assert isinstance(refused, Refused)
+    assert refused.code == "limit_reached"
+    assert isinstance(s.on_produce(sent(1, producer=b"1" * 16), "1", 1_000), Assigned)
+    assert isinstance(s.on_produce(sent(0, producer=NO_PRODUCER), "n", 1_000 + PRODUCER_EXPIRY_MS + 1), Assigned)
+    assert isinstance(s.on_produce(sent(0, producer=b"3" * 16), "3", 1_000), Assigned)
+
+
+def test_batches_of_other_partitions_and_past_the_last_offset_are_refused() -> None:
+    s = sequencer(segment(1, OFFSET_MAX - 1), IdempotenceTable(OFFSET_MAX - 1))
+    assert isinstance(s.on_produce(sent(0, records=2), "a", 1), Refused)
+    assert isinstance(s.on_produce(BatchHeader(b"x" * 16, 1, 0, 0, 0, P, 0, 0, 0, 0, 0, 0, 0), "a", 1), Refused)
+    assert isinstance(s.on_produce(sent(0), "a", 1), Assigned)
+
+
+def test_a_handoff_refuses_what_is_new_and_acks_what_is_in_flight() -> None:
+    """P-21: one retriable answer and no error."""
+    s = sequencer()
+    s.on_produce(sent(0), "a", 1)
+    s.begin_handoff()
+    assert not s.is_drained
+    refused = s.on_produce(sent(1), "b", 1)
+    assert isinstance(refused, Refused)
+    assert refused.code == "not_sequencer"
+    s.on_stored(B1, report(101))
+    assert s.on_stored(B2, report(101)).acks == (Acked("a", 100, 1, 2),)
+    assert s.is_drained
+    s.stop()
+    s.begin_handoff()
+    assert s.phase is Phase.STOPPED
+
+
+def test_write_quorums_of_one_and_of_all() -> None:
+    one = sequencer(segment(1, 0, write=1))
+    one.on_produce(sent(0), "a", 1)
+    assert one.on_stored(B3, report(1, epoch=1)).acks == (Acked("a", 0, 1, 1),)
+    every = sequencer(segment(1, 0, write=3))
+    every.on_produce(sent(0), "a", 1)
+    assert not every.on_stored(B1, report(1, epoch=1)).acks
+    assert not every.on_stored(B2, report(1, epoch=1)).acks
+    assert every.on_stored(B3, report(1, epoch=1)).acks == (Acked("a", 0, 1, 3),)
