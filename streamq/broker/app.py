@@ -19,6 +19,7 @@ from streamq.broker.peers import Peers
 from streamq.broker.readmission import Readmissions, join_cluster
 from streamq.broker.refills import Refills
 from streamq.broker.registers import Registers
+from streamq.broker.requests import Requests
 from streamq.broker.router import BrokerRouter
 from streamq.broker.server import Server
 from streamq.broker.successions import Successions
@@ -141,7 +142,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     readmissions = Readmissions(registers=node.registers, local=acceptor, nursery=nursery)
     successions = Successions(node)
     node.take_over_here = successions.take_over_here
-    router = BrokerRouter(node, acceptor, readmissions, successions, stop)
+    router = BrokerRouter(node, acceptor, successions, Requests(node, readmissions, successions, stop))
     node.peers = Peers(
         config,
         node.identity,

@@ -174,14 +174,26 @@ class Partition:
     async def copy(self, copy: Copy) -> tuple[Copied, list[Batch]]:
         """The answer to a peer that copies: durable batches only, whatever their epoch's state."""
         tail = self.replica.local_tail(copy.epoch)
-        if tail is None or self.replica.in_limbo(copy.epoch) or copy.offset >= min(tail, copy.end):
+        if tail is None or copy.offset >= min(tail, copy.end):
             return Copied(copy.epoch, copy.offset if tail is None else min(tail, copy.offset)), []
-        batches = await self.read_epoch(copy.epoch, copy.offset, max_bytes=COPY_BYTES_MAX)
+        # In limbo too: a copy counts in no quorum, and each batch says and proves which place it has (P-12, P-28). A damaged range is not
+        # mended for a peer, which may be here to mend its own: it has others to ask.
+        storage = self.node.storage
+        batches = storage.recent(self.id, copy.epoch, copy.offset, max_bytes=COPY_BYTES_MAX)
+        if batches is None:
+            try:
+                batches = await storage.read(self.id, copy.epoch, copy.offset, max_bytes=COPY_BYTES_MAX)
+            except DamagedRangeError as damage:
+                batches = await self._read_below(copy.epoch, copy.offset, damage.base, 1)
+                if not batches:
+                    raise
         return Copied(copy.epoch, tail), [batch for batch in batches if batch.base < copy.end and batch.end <= tail]
 
     async def fetch(self, source: str, epoch: int, offset: int, end: int) -> list[Batch]:
-        """Batches `[offset, …)` of an epoch from another replica, checked again here; the last may end past `end`, since batches are never cut
-        and the end of a damaged range is only where the next good one was found. [] if it has none; raises StreamqError."""
+        """Batches `[offset, …)` of an epoch from another replica, checked again here. [] if it has none; raises StreamqError.
+
+        The last may end past `end`: batches are never cut, and the end of a damaged range is only where the next good one was found.
+        """
         node = self.node
         frame = await node.peers.request_frame(source, Copy(self.id, epoch, offset, end), 2 * node.config.request_timeout_s)
         try:

@@ -7,12 +7,13 @@ import trio
 
 from streamq.broker.subscription import READS_AT_ONCE, Subscription
 from streamq.model.batches import Batch
-from streamq.model.errors import StreamqError
+from streamq.model.errors import ProtocolError, StreamqError
 from streamq.model.ids import Member
 from streamq.model.messages import Ack, Failure, Message, Nack, Produced, Stored, StoredRun
 from streamq.net.channel import Channel
+from streamq.wire.framing import Frame
 
-__all__ = ["ReplyTo", "Session", "buffers", "failure_of"]
+__all__ = ["ReplyTo", "Session", "answer", "buffers", "failure_of", "need_broker"]
 
 OUTCOMES_PER_FRAME: Final = 4_096
 """With the longest names in every one of them the frame's header stays within its bound."""
@@ -77,3 +78,15 @@ def buffers(batches: Iterable[Batch]) -> list[bytes]:
 
 def failure_of(error: StreamqError) -> Failure:
     return Failure(error.code, error.message[:4000], error.hint[:4000], getattr(error, "sequencer", ""))
+
+
+def answer(session: Session, frame: Frame, message: Message, batches: Sequence[Batch] = ()) -> None:
+    """Answers a request; a one-way message has nobody to be answered."""
+    if frame.request:
+        session.channel.send(message, request=frame.request, is_answer=True, payload=buffers(batches))
+
+
+def need_broker(session: Session) -> None:
+    """Raises ProtocolError for a client's connection."""
+    if session.member is None:
+        raise ProtocolError("only a broker of this cluster may send this", code="protocol")

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -14,7 +15,7 @@ from streamq.metadata.changes import create_partition, create_topic, delete_part
 from streamq.metadata.placement import Load, Site, place
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, StreamqError, UnavailableError
 from streamq.model.ids import Member
-from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX
+from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX
 from streamq.model.messages import (
     BrokerAddress,
     CreateTopic,
@@ -40,6 +41,7 @@ AT_ONCE: Final = 32
 """Partitions of one request worked on at a time."""
 TIP_TIMEOUT_S: Final = 3.0
 REPLICA_TIMEOUT_S: Final = 0.5
+HINTS_MAX: Final = 4 * PARTITIONS_PER_TOPIC_MAX
 HINT_AGE_S: Final = 1.0
 """A hint about a partition of which no replica lies here is read again when it is older."""
 
@@ -100,6 +102,8 @@ class Topics:
             n = min(3, len(brokers))
             hint = f"for example: --replicas {n} --write-quorum {majority(n)} --read-quorum {majority(n)}"
             raise RefusedError(fault, code="bad_quorum", hint=hint)
+        if len(await self.node.registers.list("topic/")) >= TOPICS_MAX:
+            raise RefusedError(f"there have been {TOPICS_MAX} topics, the most that a cluster keeps names of", code="limit_reached")
         before = await self.node.registers.get_as(TopicRegister, topic_key(message.name))
         if before is not None and not before.deleted:
             raise AlreadyExistsError(f"topic {message.name!r} exists", code="topic_exists", hint="choose another name, or remove it first")
@@ -111,7 +115,7 @@ class Topics:
         topic = await self.node.registers.change_as(
             TopicRegister, topic_key(topic.name), create_topic(topic, over=before.id if before is not None else None)
         )
-        await self._create_partitions(topic, brokers)
+        await self._create_partitions(topic, brokers, range(len(topic.partitions)))
         return topic
 
     async def _brokers(self) -> dict[str, BrokerRegister]:
@@ -122,7 +126,8 @@ class Topics:
                 found[register.broker] = register
         return found
 
-    async def _create_partitions(self, topic: TopicRegister, brokers: dict[str, BrokerRegister]) -> None:
+    async def _create_partitions(self, topic: TopicRegister, brokers: dict[str, BrokerRegister], indexes: Iterable[int]) -> None:
+        """Those of these that do not exist yet; anybody may finish what a creator left undone: the first creation of an id stays."""
         # A broker that is down would leave its partitions one copy short from the start: only where there are not enough others.
         alive = [b for b in brokers.values() if self.node.peers.is_alive(b.broker)]
         sites = [Site(b.broker, b.rack) for b in (alive if len(alive) >= topic.replicas else brokers.values())]
@@ -132,7 +137,7 @@ class Topics:
         async def make(index: int) -> None:
             await self._create_partition(topic, index, placement[index], brokers)
 
-        await each(range(len(topic.partitions)), make, at_once=AT_ONCE)
+        await each(indexes, make, at_once=AT_ONCE)
 
     def _load(self) -> dict[str, Load]:
         """What each broker carries, as far as known here: only balance depends on it."""
@@ -234,14 +239,21 @@ class Topics:
         try:
             check_name(name)
             topic = self.node.registers.cached_as(TopicRegister, topic_key(name))
-            if topic is None or topic.deleted or trio.current_time() > self._read_at.get(name, 0.0) + HINT_AGE_S:
+            if topic is None or topic.deleted or self._is_old(topic_key(name)):
                 topic = await self._topic(name)
-                if len(self._read_at) > PARTITIONS_PER_TOPIC_MAX:
-                    self._read_at.clear()
-                self._read_at[name] = trio.current_time()
             return TopicView(name, tuple([await self._partition_view(topic, index) for index in range(len(topic.partitions))]))
         except (NotFoundError, RefusedError) as error:
             return TopicView(name, (), error.code)
+
+    def _is_old(self, key: str) -> bool:
+        """Whether the hint should be read again now; if so, the next is not for HINT_AGE_S."""
+        now = trio.current_time()
+        if now <= self._read_at.get(key, -HINT_AGE_S) + HINT_AGE_S:
+            return False
+        if len(self._read_at) > HINTS_MAX:
+            self._read_at.clear()
+        self._read_at[key] = now
+        return True
 
     async def _partition_view(self, topic: TopicRegister, index: int) -> PartitionView:
         partition = self.node.partitions.get(topic.partitions[index])
@@ -251,7 +263,10 @@ class Topics:
             return PartitionView(partition.id, opened.epoch, opened.sequencer, replicas, partition.replica.state.start_offset)
         key = partition_key(topic.name, index)
         register = self.node.registers.cached_as(PartitionRegister, key)
-        if register is None or register.deleted or not self.node.peers.is_alive(register.last.sequencer):
+        if register is None or register.deleted or not self.node.peers.is_alive(register.last.sequencer) or self._is_old(key):
+            register = await self.node.registers.get_as(PartitionRegister, key)
+        if register is None or (register.deleted and register.id != topic.partitions[index]):
+            await self._create_partitions(topic, await self._brokers(), [index])
             register = await self.node.registers.get_as(PartitionRegister, key)
         if register is None or register.deleted:
             raise unknown_topic(topic.name)

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,12 +18,22 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code. No traceback reaches a user; STREAMQ_DEBUG=1 asks for it."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _mend_standard_streams()
     try:
         return _run(arguments)
     except SystemExit as ended:  # --help
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED
     except BaseException as error:
         return _ended_by(error, as_json=wants_json(arguments))
+
+
+def _mend_standard_streams() -> None:
+    """One that was closed is the null device; what a terminal's encoding lacks is shown by its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: Sequence[str]) -> int:

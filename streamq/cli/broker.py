@@ -40,6 +40,7 @@ __all__ = ["init", "ls", "rejoin", "run"]
 ASKERS_MAX = 16
 REFILL_POLL_S = 0.25
 REFILL_TELL_S = 3.0
+REFILL_TELL_AGAIN_S = 30.0
 NAMED_MAX = 5
 
 
@@ -181,9 +182,10 @@ def _refuse_while_alive(name: str, view: MetadataView) -> None:
 
 def _wait_whole(bootstrap: Bootstrap, *, timeout_s: float) -> tuple[float, list[str]]:
     """Until every segment of every partition is held by as many brokers, in their present incarnations, as it wants, but for those of
-    which no copy is left. How long that took, and the partitions of the latter. Says every few seconds what it waits for.
+    which no copy is left. How long that took, and the partitions of the latter. Says what it waits for when that changes, and now and then.
     """
-    begun = told = time.monotonic()
+    begun = told_at = time.monotonic()
+    told: list[str] = []
     while True:
         lacking, lost = _lacking(bootstrap)
         now = time.monotonic()
@@ -195,9 +197,9 @@ def _wait_whole(bootstrap: Bootstrap, *, timeout_s: float) -> tuple[float, list[
                 code="timed_out",
                 hint="copying goes on; `streamq topic describe TOPIC` shows how far it is",
             )
-        if now - told > REFILL_TELL_S:
+        if now - told_at > (REFILL_TELL_S if lacking != told else REFILL_TELL_AGAIN_S):
             note(f"waiting for copies: {_some(lacking)}")
-            told = now
+            told_at, told = now, lacking
         time.sleep(REFILL_POLL_S)
 
 

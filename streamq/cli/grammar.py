@@ -34,6 +34,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise RefusedError(message, code="usage", hint=f"{self.prog} --help")
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Also takes what a list leaves behind options: `produce TOPIC --rate 5 FILE`."""
+        found, rest = super().parse_known_args(args, namespace)
+        lists = [action.dest for action in self._actions if not action.option_strings and action.nargs in ("*", "+")]
+        if lists and not any(text.startswith("-") and text != "-" for text in rest):
+            setattr(found, lists[-1], [*getattr(found, lists[-1]), *rest])
+            rest = []
+        return found, rest
+
 
 def positive_int(text: str) -> int:
     number = int(text)

@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         if path != "-":
             with open(path, "rb"):  # a file that cannot be read is told before anything is sent
                 pass
+    _refuse_overwriting(options)
     with Outcomes(receipts=options.receipts, rejects=options.rejects) as outcomes:
         shown = _Progress(outcomes, options)
 
@@ -84,6 +85,20 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_PARTLY if outcomes.refused or outcomes.unknown else 0
 
 
+def _refuse_overwriting(options: argparse.Namespace) -> None:
+    """Sending rejects again and writing the rest to the same file is tempting, and would empty it before it is read."""
+    read = [os.fstat(sys.stdin.fileno()) if path == "-" else os.stat(path) for path in options.file or ["-"]]
+    taken = {(status.st_dev, status.st_ino) for status in read if stat.S_ISREG(status.st_mode)}
+    for flag, path in (("--receipts", options.receipts), ("--rejects", options.rejects)):
+        if path is None or not os.path.isfile(path):
+            continue
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in taken:
+            raise RefusedError(f"{flag} {path} would overwrite what is read", code="usage", hint="name another file")
+    if options.receipts and options.rejects and os.path.realpath(options.receipts) == os.path.realpath(options.rejects):
+        raise RefusedError("--receipts and --rejects name one file", code="usage", hint="name two")
+
+
 def _plan(options: argparse.Namespace) -> _Plan:
     check_name(options.topic)
     if options.key is not None and options.key_sep is not None:
@@ -97,7 +112,8 @@ def _plan(options: argparse.Namespace) -> _Plan:
     headers = {}
     for text in options.header:
         name, sign, value = text.partition("=")
-        if not sign or not name:
+        is_text = name == name.encode("utf-8", "replace").decode("utf-8")
+        if not sign or not name or not is_text:
             raise RefusedError(f"-H takes name=value, not {text!r}", code="usage", hint=f"for example: {EXAMPLE}")
         headers[name] = os.fsencode(value)
     return _Plan(

@@ -191,7 +191,11 @@ def compile_format(text: str) -> Callable[[PrintableRecord], bytes]:
 
 
 def _time_printer(pattern: str) -> Callable[[PrintableRecord], bytes]:
-    return lambda record: os.fsencode(_local_time(record.timestamp).strftime(pattern))
+    try:
+        _local_time(0).strftime(pattern)
+    except (UnicodeError, ValueError):
+        raise RefusedError(f"the format has {pattern!r} for a time", code="usage", hint="for example %d{%Y-%m-%d %H:%M:%S}") from None
+    return lambda record: _local_time(record.timestamp).strftime(pattern).encode()
 
 
 def for_people(record: PrintableRecord, *, colours: bool, topic_width: int) -> str:

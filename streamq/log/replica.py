@@ -192,13 +192,13 @@ class Replica(Holding):
 
     def _note_base(self, epoch: int, base: int) -> int:
         """The base of the epoch, as told first; another one now is a broken message."""
-        self._newest = max(self._newest, epoch)
         segment = self._state.segment(epoch)
         known = self._tails.tell_base(epoch, base) if segment is None and not self._state.is_dropped(epoch) else base
         if segment is not None:
             known = segment.base
         if known != base:
             raise ProtocolError(f"epoch {epoch} has base {known}, not {base}", code="protocol")
+        self._newest = max(self._newest, epoch)
         return known
 
     def _reply_when_durable(self, effects: list[Effect], reply: Reply) -> None:

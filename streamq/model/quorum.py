@@ -68,4 +68,6 @@ class Survives(NamedTuple):
 def survives(quorum: Quorum) -> Survives:
     """What a topic with this quorum survives, as `topic create` and `describe` show it (I-7)."""
     n, w, r = quorum
-    return Survives(data_loss=w - 1, append=n - w, takeover=w - 1, tip=n - r)
+    # Step 4 lets a takeover do with N - W + 1 replicas, but step 5 wants max(W, N - W + 1) of those of the next epoch to have answered, and
+    # without brokers to take the place of the lost ones those are the same: I-7 promises more only where there are such.
+    return Survives(data_loss=w - 1, append=n - w, takeover=n - reopen_quorum(replicas=n, write=w), tip=n - r)

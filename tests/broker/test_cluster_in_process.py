@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 
@@ -26,8 +27,10 @@ from streamq.model.messages import (
     TipRead,
     Topics,
 )
+from streamq.model.registers import TopicRegister, topic_key
 from streamq.storage.interface import LostBatches
 from streamq.testing import ClusterInProcess, cluster
+from tests.broker.capture import capture_nodes
 from tests.broker.wire_client import WireClient, make_batch, new_producer, values_of, wire_client
 
 logging.getLogger("streamq").setLevel(logging.ERROR)
@@ -342,3 +345,26 @@ async def test_new_partitions_are_placed_on_brokers_that_are_up_where_there_are_
         await trio.sleep(0.2)
         partitions = await create(running, partitions=4)
         assert all("b2" not in p.replicas and len(p.replicas) == 3 for p in partitions)
+
+
+async def test_a_topic_whose_creator_died_before_its_partitions_were_made_is_finished_by_who_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = capture_nodes(monkeypatch)
+    async with cluster(3) as running:
+        await create(running, "whole")
+        registers = nodes["b1"].registers
+        topic = await registers.get_as(TopicRegister, topic_key("whole"))
+        assert topic is not None
+        half = msgspec.structs.replace(topic, name="half", id=b"h" * 16, partitions=(b"1" * 16, b"2" * 16))
+        await registers.change_as(TopicRegister, topic_key("half"), lambda before: half)
+        async with to(running, "b2") as client:
+            partitions = await find(client, "half")
+            assert [p.id for p in partitions] == [b"1" * 16, b"2" * 16]
+        with trio.fail_after(5):
+            while not all(p.sequencer for p in partitions):
+                async with to(running, "b3") as client:
+                    partitions = await find(client, "half")
+        async with to(running, partitions[1].sequencer) as client:
+            [outcome] = await client.produce(make_batch(partitions[1].id, [b"x"]))
+            assert isinstance(outcome, Ack)

@@ -3,10 +3,12 @@
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +88,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["tail", "x", "-F", "%z"],
         ["produce", "x", "-k", "a", "--key-sep", ":"],
         ["produce", "x", "-H", "novalue"],
+        ["produce", "x", "-H", "\udcff=1"],
+        ["tail", "x", "-F", "%d{\udcff}"],
+        ["tail", "x", "--nope", "y"],
+        ["topic", "ls", "y"],
         ["produce", "x", "--compression", "zstd:99"],
         ["topic", "rm", "x y"],
         ["--bootstrap", "nowhere"],
@@ -115,3 +121,35 @@ def test_json_is_recognised_on_a_line_that_cannot_be_parsed() -> None:
     assert wants_json(["-ojson"])
     assert not wants_json(["topic", "-o"])
     assert not wants_json(["produce", "json"])
+
+
+def test_lists_go_on_behind_options() -> None:
+    options = parser().parse_args(["produce", "orders", "one", "--rate", "5", "two", "-"])
+    assert (options.topic, options.file) == ("orders", ["one", "two", "-"])
+    assert parser().parse_args(["produce", "orders", "--rate", "5"]).file == []
+    assert parser().parse_args(["tail", "a", "-n", "3", "b"]).topic == ["a", "b"]
+    assert parser().parse_args(["cluster", "kill", "b1", "--data", "x", "b2"]).broker == ["b1", "b2"]
+
+
+def test_a_topic_alone_is_what_produce_misses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["produce"]) == 2
+    assert "required: TOPIC\n" in capsys.readouterr().err
+
+
+def test_rejects_never_overwrite_what_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rejects = tmp_path / "rejects"
+    rejects.write_text("precious\n")
+    (tmp_path / "link").symlink_to(rejects)
+    for word in ("--rejects", "--receipts"):
+        assert main(["produce", "orders", str(rejects), word, str(tmp_path / "link")]) == 2
+    assert rejects.read_text() == "precious\n"
+    assert main(["produce", "orders", str(rejects), "--receipts", str(tmp_path / "new"), "--rejects", str(tmp_path / "new")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_and_poor_encodings_are_no_bug(redirection: str) -> None:
+    variables = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m streamq tail --help {redirection}"], env=variables, capture_output=True)
+    assert done.returncode == 0
+    assert b"bug in streamq" not in done.stderr

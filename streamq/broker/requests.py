@@ -1,0 +1,210 @@
+"""Requests that have to wait for something: each in a task of its own, with one answer, which may be the error that it ended with."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import trio
+
+from streamq.broker.each import plain_error
+from streamq.broker.node import Node
+from streamq.broker.partition import unknown_partition
+from streamq.broker.readmission import Readmissions
+from streamq.broker.session import Session, answer, failure_of, need_broker
+from streamq.broker.successions import Successions
+from streamq.broker.tips import read_tip
+from streamq.broker.topics import Topics
+from streamq.model.batches import Batch
+from streamq.model.errors import RefusedError, StreamqError, UnavailableError
+from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX
+from streamq.model.messages import (
+    BrokerState,
+    BrokerStatus,
+    Copy,
+    CreateTopic,
+    DeleteTopic,
+    DescribePartition,
+    Failure,
+    FindOffset,
+    ListTopics,
+    Message,
+    Metadata,
+    OffsetFound,
+    Ok,
+    ReadTip,
+    Rejoin,
+    Stop,
+    TakenOver,
+    TakeOver,
+    TipRead,
+    TopicCreated,
+)
+from streamq.model.messages import Topics as TopicList
+from streamq.model.registers import BrokerRegister
+from streamq.wire.framing import Frame
+
+__all__ = ["TIP_DEADLINE_S", "Requests"]
+
+log = logging.getLogger(__name__)
+
+TIP_DEADLINE_S: Final = 4.0
+TOPICS_PER_REQUEST_MAX: Final = 1_000
+QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy)
+"""Requests that change nothing: cancelled when their connection ends."""
+
+Task = Callable[[Session, Frame], Awaitable[Message | tuple[Message, Sequence[Batch]]]]
+
+
+class Requests:
+    def __init__(self, node: Node, readmissions: Readmissions, successions: Successions, stop: Callable[[], None]) -> None:
+        self.node = node
+        self.readmissions = readmissions
+        self.successions = successions
+        self.topics = Topics(node)
+        self._stop = stop
+        self._tasks: dict[type[Message], Task] = {
+            Metadata: self._metadata,
+            CreateTopic: self._create_topic,
+            DeleteTopic: self._delete_topic,
+            ListTopics: self._list_topics,
+            DescribePartition: self._describe,
+            BrokerStatus: self._status,
+            Stop: self._stop_broker,
+            ReadTip: self._read_tip,
+            FindOffset: self._find_offset,
+            Copy: self._copy,
+            TakeOver: self._take_over,
+            Rejoin: self._rejoin,
+        }
+
+    def start(self, session: Session, frame: Frame) -> bool:
+        """Begins to carry the request out; False if there is no such request."""
+        task = self._tasks.get(type(frame.message))
+        if task is None:
+            return False
+        if session.channel.is_closed:
+            return True
+        if session.requests >= REQUESTS_PER_CONNECTION_MAX:
+            answer(session, frame, Failure("busy", f"{session.requests} requests are under way on this connection", "wait for answers"))
+            return True
+        session.requests += 1
+        self.node.nursery.start_soon(self._run, task, session, frame, name=type(frame.message).__name__)
+        return True
+
+    async def _run(self, task: Task, session: Session, frame: Frame) -> None:
+        try:
+            # Who takes over from a broker that stops may have to copy from it first.
+            is_leaving = self.node.state == "stopping" and isinstance(frame.message, Copy)
+            if self.node.state != "serving" and not is_leaving and not isinstance(frame.message, (BrokerStatus, Rejoin, Stop)):
+                raise UnavailableError(
+                    f"broker {self.node.broker} is {self.node.state}", code="not_ready", hint="try again, or ask another broker"
+                )
+            if isinstance(frame.message, QUESTIONS):
+                with trio.CancelScope() as scope:
+                    session.questions.add(scope)
+                    if session.channel.is_closed:
+                        scope.cancel()  # it ended before this began
+                    try:
+                        result = await task(session, frame)
+                    finally:
+                        session.questions.discard(scope)
+                if scope.cancelled_caught or session.channel.is_closed:
+                    return
+            else:
+                result = await task(session, frame)
+        except StreamqError as error:
+            answer(session, frame, failure_of(error))
+        except BaseExceptionGroup as group:
+            grouped = plain_error(group)
+            if grouped is None:
+                raise
+            answer(session, frame, failure_of(grouped))
+        else:
+            message, batches = result if isinstance(result, tuple) else (result, ())
+            answer(session, frame, message, batches)
+        finally:
+            session.requests -= 1
+
+    # --- consuming
+
+    async def _read_tip(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, ReadTip)
+        result, register = await read_tip(self.node, message.topic, message.index, deadline_s=TIP_DEADLINE_S)
+        return TipRead(result.epoch, result.high_watermark, register.start_offset, result.answered)
+
+    async def _find_offset(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, FindOffset)
+        partition = self.node.partitions.get(message.partition)
+        if partition is None:
+            raise unknown_partition(message.partition)
+        _, tip = partition.replica.high_watermark
+        for segment in partition.replica.state.chain:
+            found = await self.node.storage.find_time(partition.id, segment.epoch, message.timestamp_ms)
+            if found is not None:
+                return OffsetFound(min(found, tip))
+        return OffsetFound(tip)
+
+    # --- brokers
+
+    async def _copy(self, session: Session, frame: Frame) -> tuple[Message, Sequence[Batch]]:
+        message = frame.message
+        assert isinstance(message, Copy)
+        need_broker(session)  # what is not committed yet is no client's to see (P-23)
+        partition = self.node.partitions.get(message.partition)
+        if partition is None:
+            raise unknown_partition(message.partition)
+        return await partition.copy(message)
+
+    async def _take_over(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, TakeOver)
+        need_broker(session)
+        why = f"broker {session.member.broker if session.member else ''} asked for it"
+        return TakenOver(await self.successions.take_over_here(message.topic, message.index, message.epoch, why))
+
+    async def _rejoin(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, Rejoin)
+        need_broker(session)
+        return await self.readmissions.on_rejoin(frame.message)
+
+    # --- administration
+
+    async def _metadata(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, Metadata)
+        names = tuple(dict.fromkeys(frame.message.topics))
+        if len(names) > TOPICS_PER_REQUEST_MAX:
+            raise RefusedError(f"{len(names)} topics were asked for at once; at most {TOPICS_PER_REQUEST_MAX}", code="bad_request")
+        return await self.topics.metadata(names)
+
+    async def _create_topic(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, CreateTopic)
+        return TopicCreated(await self.topics.create(frame.message))
+
+    async def _delete_topic(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, DeleteTopic)
+        await self.topics.delete(frame.message.name)
+        return Ok()
+
+    async def _list_topics(self, session: Session, frame: Frame) -> Message:
+        return TopicList(tuple(await self.topics.list()))
+
+    async def _describe(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, DescribePartition)
+        return await self.topics.describe(frame.message.topic, frame.message.index)
+
+    async def _status(self, session: Session, frame: Frame) -> Message:
+        node = self.node
+        partitions = list(node.partitions.values())
+        limbo = sum(bool(p.replica.state.limbo or p.replica.state.limbo_everywhere) for p in partitions)
+        identity = node.identity
+        register = BrokerRegister(node.broker, node.me.incarnation, *node.config.address, node.config.rack, identity.starts)
+        sequencing = sum(p.sequencing is not None for p in partitions)
+        return BrokerState(register, node.state, len(partitions), sequencing, limbo, dict(node.counters))
+
+    async def _stop_broker(self, session: Session, frame: Frame) -> Message:
+        if not session.is_local:
+            raise RefusedError("a broker is stopped from its own machine only", code="not_authorised", hint="send it SIGTERM there")
+        self._stop()
+        return Ok()
