@@ -45,9 +45,9 @@ NAMED_MAX = 5
 
 
 def run(options: argparse.Namespace) -> int:
+    config = load_config(options.config)
     from streamq.broker.process import main  # trio; everything else in this module does without
 
-    config = load_config(options.config)
     bound_log(sys.stderr)
     return main(config)
 
