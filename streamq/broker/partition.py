@@ -63,6 +63,8 @@ class Partition:
         """Names of the long jobs under way for this partition, so that each runs once."""
         self.changed = trio.Event()
         self.is_dropped = False
+        self.trouble = ""
+        """What the last takeover here failed of, as told in the log."""
         self._mending: dict[tuple[int, int], trio.Event] = {}
 
     def __repr__(self) -> str:

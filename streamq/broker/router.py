@@ -151,7 +151,7 @@ class BrokerRouter:
             return Nack(ticket, "not_sequencer", f"broker {self.node.broker} holds no replica of this partition", "")
         opened = partition.open_segment
         hint = opened.sequencer if opened is not None else ""
-        if hint and hint != self.node.broker and self.node.peers.is_alive(hint):
+        if opened is not None and self.successions.leads(opened):
             return Nack(ticket, "not_sequencer", f"the sequencer of {partition.name} is {hint}", hint)
         if opened is not None:
             self.successions.consider(partition, "a producer found no sequencer")

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 TAKEOVERS_AT_ONCE: Final = 16
 """So that a broker which lost a peer with a thousand partitions does not drown in its own takeovers."""
-ATTEMPTS_MAX: Final = 6
 RETRY_FIRST_S: Final = 0.03
+RETRY_MAX_S: Final = 1.0
 NEW_EPOCH_INTERVAL_S: Final = 2.0
 """A replica that is gone brings about at most one new epoch in this time (P-22)."""
 SEND_HOME_INTERVAL_S: Final = 10.0
@@ -138,10 +138,9 @@ class Successions:
         try:
             await trio.sleep(self._rank(partition, opened) * self.node.config.takeover_rank_delay_s)
             delay = RETRY_FIRST_S
-            for _ in range(ATTEMPTS_MAX):
+            while True:
                 async with self._limiter:
-                    current = partition.open_segment
-                    if current is None or current.epoch != opened.epoch or partition.sequencing is not None or self.node.state != "serving":
+                    if not self._is_current(partition, opened):
                         return
                     phase = await take_over(partition, opened.epoch, why)
                 if phase in (Phase.DONE, Phase.DEFERRED):
@@ -149,11 +148,30 @@ class Successions:
                 if partition.replica.table.position < opened.base and await self._have_taken_over(partition, opened):
                     return
                 await trio.sleep(delay * (0.5 + self.node.clock.random()))
-                delay = min(2 * delay, 1.0)
+                delay = min(2 * delay, RETRY_MAX_S)
+                if self.leads(opened):
+                    return  # it is back and serves, as far as can be told
         except StreamqError as error:
             log.info("%s: succession given up for now: %s", partition.name, error)
         finally:
             partition.busy.discard("succession")
+
+    def _is_current(self, partition: Partition, opened: Segment) -> bool:
+        """Whether this epoch is still open here, with no sequencer at this broker."""
+        current = partition.open_segment
+        is_open = current is not None and current.epoch == opened.epoch and not partition.is_dropped
+        return is_open and partition.sequencing is None and self.node.state == "serving"
+
+    def leads(self, opened: Segment) -> bool:
+        """Whether another broker may well be sequencing this epoch: it is up, in the incarnation that the segment names.
+
+        One that is back in another incarnation has nothing of the epoch and does not even know that it was its sequencer (P-10, P-22).
+        """
+        broker = opened.sequencer
+        if not broker or broker == self.node.broker or not self.node.peers.is_alive(broker):
+            return False
+        peer = self.node.peers.get(broker)
+        return peer is None or peer.member is None or peer.member == opened.member(broker)
 
     async def _have_taken_over(self, partition: Partition, opened: Segment) -> bool:
         """This broker cannot sequence before it holds the whole log (P-34): one of the others that are alive is asked to."""
@@ -188,8 +206,8 @@ class Successions:
         if sequencing is None:
             if opened.sequencer == self.node.broker:
                 self.consider(partition, "an epoch of this broker's former start is open")
-            elif opened.sequencer and not self.node.peers.is_alive(opened.sequencer):
-                self.consider(partition, f"its sequencer {opened.sequencer} is down")
+            elif opened.sequencer and not self.leads(opened):
+                self.consider(partition, f"its sequencer {opened.sequencer} is down, or back without what it had")
             elif partition.replica.in_limbo(opened.epoch) or opened.member(self.node.broker) not in (None, self.node.me):
                 self._ask_for_new_epoch(partition, opened, now)
         elif sequencing.wants_new_epoch:

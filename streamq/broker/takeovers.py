@@ -65,6 +65,7 @@ class _Run:
         self.partition = partition
         self.node = partition.node
         self.epoch = epoch
+        self.epoch = epoch
         self.why = why
         self.core = Takeover(
             me=self.node.me,
@@ -133,7 +134,10 @@ class _Run:
             )
         else:
             node.counters[f"takeovers_{core.phase.name.lower()}"] += 1
-            log.info("%s: takeover ended %s after %.1f ms: %s", partition.name, core.phase.name, took_ms, core.reason or self.why)
+            trouble = f"takeover of epoch {self.epoch} ended {core.phase.name}: {core.reason or self.why}"
+            if trouble != partition.trouble:  # what is tried again and again for the same reason is told once
+                partition.trouble = trouble
+                log.info("%s: %s (after %.1f ms)", partition.name, trouble, took_ms)
 
     def _carry_out(self, effects: Iterable[TakeoverEffect]) -> None:
         start = self._nursery.start_soon

@@ -298,6 +298,8 @@ class Topics:
 
     async def _look_at(self, register: PartitionRegister, member: Member, views: dict[str, ReplicaView]) -> None:
         node, last, broker = self.node, register.last, member.broker
+        peer = node.peers.get(broker)
+        rejoined = peer is not None and peer.member is not None and peer.member != member
         try:
             if broker == node.broker:
                 partition = node.partitions.get(register.id)
@@ -311,9 +313,7 @@ class Topics:
             answer = await node.peers.request(broker, Tip(register.id, last.epoch, last.base), REPLICA_TIMEOUT_S)
             if not isinstance(answer, TipAnswer):
                 raise UnavailableError(f"{broker} answered a tip read with {type(answer).__name__}", code="unavailable")
-            peer = node.peers.get(broker)
-            rejoined = peer is not None and peer.member is not None and peer.member != member
             state = "rejoined" if rejoined else "limbo" if answer.limbo else "sealed" if answer.sealed else "serving"
             views[broker] = ReplicaView(broker, answer.local_tail, answer.high_watermark, state)
         except StreamqError:
-            views[broker] = ReplicaView(broker, None, None, "unreachable")
+            views[broker] = ReplicaView(broker, None, None, "rejoined" if rejoined else "unreachable")

@@ -29,6 +29,7 @@ from streamq.model.messages import (
 )
 from streamq.model.registers import TopicRegister, topic_key
 from streamq.storage.interface import LostBatches
+from streamq.storage.memory_storage import MemoryStorage
 from streamq.testing import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes
 from tests.broker.wire_client import WireClient, make_batch, new_producer, values_of, wire_client
@@ -368,3 +369,20 @@ async def test_a_topic_whose_creator_died_before_its_partitions_were_made_is_fin
         async with to(running, partitions[1].sequencer) as client:
             [outcome] = await client.produce(make_batch(partitions[1].id, [b"x"]))
             assert isinstance(outcome, Ack)
+
+
+async def test_a_sequencer_that_is_back_without_its_disk_is_replaced_although_w_is_n() -> None:
+    """With W = N nobody can take over while it is away; once it is back, in another incarnation, somebody must try again."""
+    async with cluster(3) as running:
+        async with to(running, "b1") as client:
+            await client.ask(CreateTopic("orders", 1, 3, 3, 1, "fsync"))
+            [partition] = await find(client)
+        producer = Resender(running, partition)
+        await producer.send(b"before")
+        lost = running.brokers[partition.sequencer]
+        await running.kill(lost.name)
+        await trio.sleep(1)
+        lost.storage = MemoryStorage(lost.storage.identity._replace(incarnation=b"new incarnation!", starts=1), sync_s=0.0005)
+        await running.start(lost.name)
+        await producer.send(b"after", timeout_s=5)
+        await producer.check(lost.name)
