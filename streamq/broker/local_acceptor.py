@@ -101,11 +101,6 @@ class LocalAcceptor:
     def replaces(self) -> Incarnation | None:
         return self._core.record.replaces
 
-    @property
-    def has_lost_state(self) -> bool:
-        """Whether this start found acceptor state lost or damaged (for the log)."""
-        return self._has_lost_state
-
     def accepted(self, key: str) -> bytes | None:
         """What this acceptor has accepted last: evidence, not the register's value (P-1)."""
         cell = self._core.cell(key)

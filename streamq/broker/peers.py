@@ -69,10 +69,6 @@ class Peer:
             if high_watermark > run[1]:
                 self._runs[partition] = (epoch, high_watermark, run[2])
 
-    @property
-    def waits(self) -> bool:
-        return bool(self._runs)
-
     def flush(self) -> None:
         """One frame (or a few, by size) for everything that `store` gathered."""
         runs, self._runs = self._runs, {}

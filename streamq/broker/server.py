@@ -83,7 +83,6 @@ class Server:
         self._complaints = Complaints()
         self._sessions: set[Session] = set()
         self.connections = 0
-        self.connections_total = 0
 
     async def run(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         """Serves until cancelled."""
@@ -107,7 +106,6 @@ class Server:
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         self.connections += 1
-        self.connections_total += 1
         try:
             if self.connections > self._config.connections_max + BROKER_CONNECTIONS:
                 self._complaints.log(f"a connection was refused: {self.connections - 1} are open, connections_max is reached")

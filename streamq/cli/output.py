@@ -64,9 +64,6 @@ class Style:
     def yellow(self, text: str) -> str:
         return self._paint("33", text)
 
-    def cyan(self, text: str) -> str:
-        return self._paint("36", text)
-
 
 def exit_code_of(error: StreamqError) -> int:
     return EXIT_NOT_AUTHORISED if error.code == "not_authorised" else error.exit_code

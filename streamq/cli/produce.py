@@ -24,7 +24,7 @@ from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import RECORD_BYTES_MAX
 from streamq.model.messages import ListTopics, Topics
 from streamq.wire.compression import ZSTD_LEVELS
-from streamq_producer import Producer, ProducerStats
+from streamq_producer import Producer
 
 __all__ = ["parse_compression", "run"]
 
@@ -310,7 +310,6 @@ class _Progress:
         self._begun = time.monotonic()
         self._total_bytes = _total_bytes(options.file)
         self._producer: Producer | None = None
-        self._stats: ProducerStats | None = None
 
     def watch(self, producer: Producer) -> None:
         self._producer = producer

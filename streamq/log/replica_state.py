@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from streamq.model.ids import Member, PartitionId
+from streamq.model.ids import PartitionId
 from streamq.model.registers import PartitionRegister, Segment
 
 __all__ = ["DAMAGED_RANGES_MAX", "DamagedRange", "ReplicaState", "contradiction", "learned", "locate", "with_damage", "without_damage"]
@@ -152,9 +152,3 @@ def without_damage(ranges: tuple[DamagedRange, ...], restored: DamagedRange) -> 
 
 def holders(segment: Segment, *, except_broker: str) -> tuple[str, ...]:
     return tuple(m.broker for m in segment.replicas if m.broker != except_broker)
-
-
-def names_otherwise(segment: Segment, me: Member) -> bool:
-    """Whether the segment names this broker, but in another incarnation (P-10)."""
-    named = segment.member(me.broker)
-    return named is not None and named != me

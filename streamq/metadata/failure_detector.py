@@ -28,7 +28,6 @@ class FailureDetector:
         assert timeout_s > 0
         self._timeout_s = timeout_s
         self._heard = now
-        self._ticked = now
         self._expected = now + timeout_s
         self._is_doubted = False
         self._is_refused = False
@@ -52,7 +51,6 @@ class FailureDetector:
         late = now - self._expected
         if late > self._timeout_s * STALL_FRACTION:
             self._heard = max(self._heard, now - self._timeout_s / 2)
-        self._ticked = now
         self._expected = self._next_tick(now)
 
     def opinion(self, now: float) -> Opinion:

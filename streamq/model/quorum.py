@@ -58,12 +58,6 @@ class Survives(NamedTuple):
     takeover: int
     tip: int
 
-    def __str__(self) -> str:
-        return (
-            f"no acked record is lost with {self.data_loss} disk(s) lost; appends go on with {self.append} replica(s) down"
-            f" (the sequencer's: after a takeover, which works with {self.takeover} down); tip reads with {self.tip} down"
-        )
-
 
 def survives(quorum: Quorum) -> Survives:
     """What a topic with this quorum survives, as `topic create` and `describe` show it (I-7)."""
