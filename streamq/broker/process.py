@@ -76,7 +76,7 @@ def _report(error: BaseException, config: BrokerConfig) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, StreamqError):
-        hint = f"\n  {error.hint}" if error.hint else ""
+        hint = f"\n  try: {error.hint}" if error.hint else ""
         print(f"streamq: broker {config.broker} cannot serve [{error.code}]: {error}{hint}", file=sys.stderr)
         return error.exit_code
     print(f"streamq: the storage failed, so this broker stops; nothing more is acked: {error}", file=sys.stderr)

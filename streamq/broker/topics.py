@@ -56,7 +56,11 @@ def check_name(name: str) -> None:
 
 
 def unknown_topic(name: str) -> NotFoundError:
-    return NotFoundError(f"topic {name!r} does not exist", code="unknown_topic", hint=f"create it: streamq topic create {name}")
+    return NotFoundError(
+        f"topic {name!r} does not exist",
+        code="unknown_topic",
+        hint=f"`streamq topic ls` lists the topics; `streamq topic create {name}` makes this one",
+    )
 
 
 class Topics:
