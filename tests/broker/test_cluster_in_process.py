@@ -386,3 +386,28 @@ async def test_a_sequencer_that_is_back_without_its_disk_is_replaced_although_w_
         await running.start(lost.name)
         await producer.send(b"after", timeout_s=5)
         await producer.check(lost.name)
+
+
+async def test_memory_durability_is_told_and_an_unclean_stop_counts_as_a_loss() -> None:
+    """P-37: acked from memory, so a broker that crashed may have lost what it acked; it is in limbo until a new epoch and a copy end that."""
+    async with cluster(3) as running:
+        async with to(running, "b1") as client:
+            await client.ask(CreateTopic("orders", 1, 3, 2, 2, "memory"))
+            [partition] = await find(client)
+        producer = Resender(running, partition)
+        assert not (await producer.send(b"one")).durable
+        victim = next(b for b in running.brokers if b != partition.sequencer)
+        await running.kill(victim)
+        await running.start(victim)
+        await producer.send(b"two")
+        with trio.fail_after(8):
+            while True:
+                async with to(running, victim) as client:
+                    [now] = await find(client)
+                    state = await client.ask(BrokerStatus())
+                assert isinstance(state, BrokerState)
+                if now.epoch > partition.epoch and state.limbo == 0:
+                    break
+                await trio.sleep(0.05)
+        await producer.send(b"three")
+        await producer.check(victim)
