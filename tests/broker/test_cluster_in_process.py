@@ -389,7 +389,7 @@ async def test_a_sequencer_that_is_back_without_its_disk_is_replaced_although_w_
 
 
 async def test_memory_durability_is_told_and_an_unclean_stop_counts_as_a_loss() -> None:
-    """P-37: acked from memory, so a broker that crashed may have lost what it acked; it is in limbo until a new epoch and a copy end that."""
+    """P-37: a broker that crashed may have lost what it acked from memory; it is in limbo until a new epoch and a copy end that."""
     async with cluster(3) as running:
         async with to(running, "b1") as client:
             await client.ask(CreateTopic("orders", 1, 3, 2, 2, "memory"))
