@@ -11,14 +11,14 @@ and appends go on meanwhile. A file is removed only after a checkpoint that does
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from streamq.model.batches import BATCH_HEADER_BYTES, Batch
 from streamq.model.ids import PartitionId
 from streamq.storage.batch_window import BatchWindow
 from streamq.storage.checkpoint import RunRow
-from streamq.storage.interface import Run
+from streamq.storage.interface import Run, RunsView
 from streamq.storage.log_file import LogFile
 
 __all__ = ["BATCH_MEMORY_BYTES", "DiskRun", "DiskRuns", "FlushedRun", "RunFlush", "RunKey", "Snapshot"]
@@ -69,21 +69,6 @@ class Snapshot(NamedTuple):
 class FlushedRun(NamedTuple):
     flush: RunFlush
     files: tuple[LogFile, ...]
-
-
-class RunsView(Mapping[int, Run]):
-    def __init__(self, runs: Mapping[int, DiskRun]) -> None:
-        self._runs = runs
-
-    def __getitem__(self, epoch: int) -> Run:
-        run = self._runs[epoch]
-        return Run(run.base, run.tail)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
 
 
 class DiskRuns:

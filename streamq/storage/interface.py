@@ -5,7 +5,7 @@ base on. A **state** is a small value under a key, of which only the newest coun
 acceptances per register). Both go through one journal, in the order of `append`, in one sync (P-27).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from streamq.model.batches import Batch, BatchHeader
@@ -13,7 +13,18 @@ from streamq.model.errors import CorruptDataError
 from streamq.model.ids import Incarnation, PartitionId
 from streamq.model.registers import Voters
 
-__all__ = ["DamagedRangeError", "Identity", "Lost", "LostBatches", "LostState", "LostUnknown", "Run", "Storage", "StorageFailedError"]
+__all__ = [
+    "DamagedRangeError",
+    "Identity",
+    "Lost",
+    "LostBatches",
+    "LostState",
+    "LostUnknown",
+    "Run",
+    "RunsView",
+    "Storage",
+    "StorageFailedError",
+]
 
 
 class Identity(NamedTuple):
@@ -31,6 +42,32 @@ class Run(NamedTuple):
 
     base: int
     tail: int
+
+
+class HeldRun(Protocol):
+    """What an implementation keeps of a run, whatever else it keeps."""
+
+    base: int
+
+    @property
+    def tail(self) -> int: ...
+
+
+class RunsView(Mapping[int, Run]):
+    """An implementation's runs as everybody else may see them; it follows their changes."""
+
+    def __init__(self, runs: Mapping[int, HeldRun]) -> None:
+        self._runs = runs
+
+    def __getitem__(self, epoch: int) -> Run:
+        run = self._runs[epoch]
+        return Run(run.base, run.tail)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
 
 
 class LostBatches(NamedTuple):

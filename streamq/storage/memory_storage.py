@@ -5,7 +5,7 @@ What a restart sees is the image plus a prefix of the journal, at least as long 
 Cuts and drops are journal entries too, so one that was not durable is undone by a crash, as on a disk.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import trio
@@ -13,7 +13,7 @@ import trio
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.ids import PartitionId
 from streamq.storage.batch_window import BatchWindow
-from streamq.storage.interface import DamagedRangeError, Identity, Lost, LostBatches, LostState, Run, StorageFailedError
+from streamq.storage.interface import DamagedRangeError, Identity, Lost, LostBatches, LostState, Run, RunsView, StorageFailedError
 
 __all__ = ["MemoryStorage"]
 
@@ -132,21 +132,6 @@ class _Image:
                 self.states.pop(loss.key, None)
 
 
-class _RunsView(Mapping[int, Run]):
-    def __init__(self, runs: Mapping[int, _MemoryRun]) -> None:
-        self._runs = runs
-
-    def __getitem__(self, epoch: int) -> Run:
-        run = self._runs[epoch]
-        return Run(run.base, run.tail)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-
 class MemoryStorage:
     """`write_s` passes before entries are written, `sync_s` more before they are durable; both on trio's clock.
 
@@ -203,7 +188,7 @@ class MemoryStorage:
         return {**now.derived, **now.states} if now.derived else now.states
 
     def runs(self, partition: PartitionId) -> Mapping[int, Run]:
-        return _RunsView(self._now.runs.get(partition, {}))
+        return RunsView(self._now.runs.get(partition, {}))
 
     def partitions(self) -> Sequence[PartitionId]:
         return list(self._now.runs)
