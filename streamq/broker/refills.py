@@ -102,6 +102,9 @@ class Refills:
         raise UnavailableError(f"no register names {partition.name}", code="unavailable")
 
     async def _copy(self, partition: Partition, wanted: Wanted) -> None:
+        refusal = self.node.storage.refusal()
+        if refusal is not None:
+            raise UnavailableError(refusal, code="disk_full")
         sources = sorted(wanted.holders, key=lambda broker: not self.node.peers.is_alive(broker))
         for source in sources:
             try:

@@ -204,6 +204,9 @@ class BrokerRouter:
             partition.carry_out(partition.replica.on_seal(message, reply))
         elif isinstance(message, Tip):
             partition.carry_out(partition.replica.on_tip(message, reply))
+        elif frame.payload and (refusal := self.node.storage.refusal()) is not None:
+            # A repaired tail is new data here: it may not eat what is kept for seals (P-15). The takeover does without, or tries again.
+            answer(session, frame, Failure("disk_full", refusal))
         else:
             try:
                 batches = list(split_batches(frame.payload))

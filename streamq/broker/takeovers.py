@@ -231,7 +231,7 @@ class _Run:
         offset = effect.offset
         for source in effect.sources:
             try:
-                while offset < effect.end:
+                while offset < effect.end and self.node.storage.refusal() is None:
                     fetched = await self.partition.fetch(source, effect.segment.epoch, offset, effect.end)
                     batches = [batch for batch in fetched if batch.end <= effect.end]
                     if not batches:

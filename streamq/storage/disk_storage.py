@@ -36,6 +36,8 @@ __all__ = ["DiskSettings", "DiskStorage"]
 
 KiB: Final = 1 << 10
 MiB: Final = 1 << 20
+SPACE_CHECK_BYTES: Final = 1 * MiB
+"""Free space is looked at again when so much was taken: a second is long enough to fill what a disk keeps in reserve."""
 TICK_S: Final = 1.0
 """How often free space and the age of what is not flushed are looked at."""
 ENTRIES_MAX: Final = 50_000
@@ -149,6 +151,7 @@ class DiskStorage:
         self._is_closed = False
         self._no_space: str | None = None
         self._no_spare: str | None = None
+        self._unchecked_bytes = 0
         self._no_flush: str | None = None
 
     # --- what is there -------------------------------------------------------------------------------------------------
@@ -202,6 +205,7 @@ class DiskStorage:
 
     def _put(self, work: Work) -> None:
         self._commit.put(work)
+        self._unchecked_bytes += work.cost
         self._entries += len(work.entries)
         pinned = self._runs.pinned_cost
         if self._is_writing:
@@ -262,8 +266,11 @@ class DiskStorage:
             self._fail(error)
 
     def _space_fault(self) -> str | None:
+        """Room must be left for what was taken already, once in log files and perhaps once more in the journal, and for its next file."""
+        self._unchecked_bytes = 0
         free, reserve = self._free_bytes(self._directory), self._settings.reserve_bytes
-        if free >= reserve:
+        next_file = self._settings.journal_file_bytes if self._journal.spare_needed() else 0
+        if free >= reserve + 2 * self._runs.pinned_cost + next_file:
             return None
         return f"the disk is full: {free >> 20} MiB are free, and {reserve >> 20} MiB are kept for seals"
 
@@ -273,6 +280,8 @@ class DiskStorage:
         return "the disk is full: there is no room for another journal file"
 
     def refusal(self) -> str | None:
+        if self._unchecked_bytes >= SPACE_CHECK_BYTES:
+            self._no_space = self._space_fault()
         fault = self._no_space or self._no_spare or self._no_flush
         if fault is None and self._journal.bytes_in_use > 4 * self._settings.journal_bytes:
             return "the journal is full: the log files do not keep up"

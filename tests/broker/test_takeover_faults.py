@@ -9,12 +9,13 @@ from streamq.broker import successions, takeovers
 from streamq.broker.partition import Partition
 from streamq.broker.refills import Refills
 from streamq.log.takeover import Phase
-from streamq.model.errors import CorruptDataError, UnavailableError
+from streamq.model.errors import CorruptDataError, StreamqError, UnavailableError
 from streamq.model.ids import Member
 from streamq.model.messages import Ack, Nack, Seal, Sealed
-from streamq.model.registers import PartitionRegister
+from streamq.model.registers import PartitionRegister, Segment
 from streamq.storage.interface import LostBatches
 from streamq.testing import cluster
+from streamq.wire.batch_format import stamp
 from tests.broker.capture import capture_nodes, peer_client, sequencing_of, until
 from tests.broker.test_cluster_in_process import Resender, create, to
 from tests.broker.wire_client import make_batch, new_producer
@@ -206,3 +207,23 @@ async def test_a_sequencer_that_does_not_know_that_it_is_over_refuses_no_gap_for
             [outcome] = await client.produce(ahead)
         assert isinstance(outcome, Nack)
         assert outcome.code == "sequence_gap"
+
+
+async def test_a_full_disk_takes_no_repaired_tail_but_still_seals() -> None:
+    """P-15: a takeover that pushes the unacked tail onto a full disk must not eat the room that is kept for seals."""
+    async with cluster(3) as running:
+        [view] = await create(running)
+        target = next(name for name in running.brokers if name != view.sequencer)
+        running.brokers[target].storage.refuse("the disk is full")
+        members = tuple(Member(name, broker.storage.identity.incarnation) for name, broker in running.brokers.items())
+        segment = Segment(view.epoch, 0, None, members, 2, 2, "fsync", view.sequencer, b"a" * 16)
+        batch = stamp(make_batch(view.id, [b"tail"]), epoch=view.epoch, base=0, append_time=1)
+        async with peer_client(running, target) as client:
+            with pytest.raises(StreamqError) as refused:
+                await client.channel.request(Repair(view.id, "orders", 0, segment), payload=[batch.head, batch.payload], timeout_s=2)
+            assert refused.value.code == "disk_full"
+            assert isinstance(await client.ask(Seal(view.id, view.epoch, 0)), Sealed)
+            running.brokers[target].storage.refuse(None)
+            answer = await client.channel.request(Repair(view.id, "orders", 0, segment), payload=[batch.head, batch.payload], timeout_s=2)
+            assert isinstance(answer.message, Repaired)
+            assert answer.message.local_tail == 1

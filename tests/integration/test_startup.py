@@ -132,7 +132,7 @@ def test_a_full_disk_refuses_new_batches_and_loses_nothing(tmp_path: Path) -> No
         assert b"acked" in done.stderr
         tailed = cluster.tail("t")
         assert tailed[0] == b"before"
-        assert cluster.status()["b2"]["state"] == "serving"
+        assert cluster.status()["b2"]["state"] == "serving", cluster.log("b2")[-3000:]
         for filler in (tmp_path / "small").glob("filler*"):
             filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=600m", str(tmp_path / "small")], check=True)
