@@ -11,7 +11,7 @@ from streamq.broker.refills import Refills
 from streamq.log.takeover import Phase
 from streamq.model.errors import CorruptDataError, StreamqError, UnavailableError
 from streamq.model.ids import Member
-from streamq.model.messages import Ack, Nack, Seal, Sealed
+from streamq.model.messages import Ack, Nack, Repair, Repaired, Seal, Sealed
 from streamq.model.registers import PartitionRegister, Segment
 from streamq.storage.interface import LostBatches
 from streamq.testing import cluster
