@@ -93,7 +93,7 @@ def test_a_broker_of_another_cluster_is_turned_away() -> None:
             cluster.run("topic", "create", "t", "--replicas", "2", "--write-quorum", "2", "--read-quorum", "1", bootstrap=own)
             cluster.run("produce", "t", "-q", bootstrap=own, stdin=b"x\n")
             assert cluster.tail("t", bootstrap=own) == [b"x"]
-            assert "is of another cluster" in cluster.log("b2")
+            wait_until(lambda: "is of another cluster" in cluster.log("b2"), timeout_s=20, what="b2 is turned away by the stranger")
         finally:
             process.kill()
             process.wait()
