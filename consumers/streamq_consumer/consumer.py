@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from streamq.client.cluster import Cluster
+from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.model.errors import NotFoundError, StreamqError
@@ -60,9 +61,10 @@ class Consumer:
         partitions: Sequence[int] | None = None,
         broker: str | None = None,
         timeouts: Timeouts | None = None,
+        host: Host = THIS_MACHINE,
         **options: Unpack[ConsumerOptions],
     ) -> None:
-        """Raises RefusedError for arguments that make no sense."""
+        """Raises RefusedError for arguments that make no sense. `host` is where it runs: only a simulation brings another."""
         refuse_unless(not isinstance(topics, str), "topics is a list of names", code="bad_request")
         refuse_unless(bool(topics), "no topic is named", code="bad_request")
         refuse_unless(partitions is None or len(partitions) > 0, "no partition is named; None stands for all", code="bad_request")
@@ -70,7 +72,7 @@ class Consumer:
         self.settings: Final = ConsumerSettings(**options)
         self._assignment = Assignment(tuple(dict.fromkeys(topics)), None if partitions is None else frozenset(partitions), broker or "")
         self._start = start
-        self._cluster = Cluster(bootstrap, timeouts=timeouts)
+        self._cluster = Cluster(bootstrap, timeouts=timeouts, host=host)
         self._lifetime = Lifetime()
         self._fetcher: Fetcher | None = None
         self._feeds: dict[tuple[str, int], Feed] = {}

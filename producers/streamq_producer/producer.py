@@ -1,7 +1,5 @@
 """The producer that applications use. See `Producer`."""
 
-import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypedDict, Unpack
@@ -10,6 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from streamq.client.cluster import Cluster
+from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts
 from streamq.model.errors import RefusedError, UnavailableError
@@ -26,7 +25,6 @@ from streamq_producer.topic import Topic
 
 __all__ = ["Producer", "ProducerOptions"]
 
-PRODUCER_ID_BYTES: Final = 16
 FAILED_CLOSE_S: Final = 2.0
 """How long an exception that leaves the block is held up, at most, for what is under way."""
 
@@ -59,11 +57,19 @@ class Producer:
     that was given up: what follows is sent under a new producer id, and what was sent behind it and is in doubt itself is unknown too.
     """
 
-    def __init__(self, bootstrap: str | Sequence[str], *, timeouts: Timeouts | None = None, **options: Unpack[ProducerOptions]) -> None:
-        """Raises RefusedError for addresses or options that make no sense."""
+    def __init__(
+        self,
+        bootstrap: str | Sequence[str],
+        *,
+        timeouts: Timeouts | None = None,
+        host: Host = THIS_MACHINE,
+        **options: Unpack[ProducerOptions],
+    ) -> None:
+        """Raises RefusedError for addresses or options that make no sense. `host` is where it runs: only a simulation brings another."""
         self.settings: Final = ProducerSettings(**options)
         self._dispatcher = Dispatcher()
-        self._cluster = Cluster(bootstrap, timeouts=timeouts, listener=self._dispatcher)
+        self._host = host
+        self._cluster = Cluster(bootstrap, timeouts=timeouts, listener=self._dispatcher, host=host)
         self._lifetime = Lifetime()
         self._topics: dict[str, Topic] = {}
         self._opening: anyio.Lock | None = None
@@ -156,7 +162,7 @@ class Producer:
             own_headers, headers_bytes = checked_headers(headers)
         size = record_bytes(key, value, headers_bytes)
         lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
-        at = time.time_ns() // 1_000_000 if timestamp is None else checked_timestamp(timestamp)
+        at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         delta = self._make_room(lane, size, at)
         delivery = Delivery(lane.outcome, len(lane.rows))
         lane.rows.append((delta, key, value, own_headers))
@@ -183,7 +189,7 @@ class Producer:
         known = self._topics.get(topic) or await self._open_topic(topic)
         own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
         _check_values(values, keys, headers_bytes)
-        at = time.time_ns() // 1_000_000 if timestamp is None else checked_timestamp(timestamp)
+        at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         extra = headers_bytes + RECORD_OVERHEAD_BYTES
         if keys is None:
             return await self._enqueue_runs(known, values, own_headers, extra, at, partition)
@@ -288,7 +294,7 @@ class Producer:
             for index, partition in enumerate(view.partitions)
         ]
         self._dispatcher.lanes += lanes
-        return Topic(view.name, lanes, first=secrets.randbelow(len(lanes)))
+        return Topic(view.name, lanes, first=self._host.below(len(lanes)))
 
     def _make_session(self, replicas: Sequence[str], sequencer: str) -> PartitionSession:
         return PartitionSession(
@@ -296,7 +302,7 @@ class Producer:
             sequencer=sequencer,
             in_flight=self.settings.in_flight,
             tickets=self._dispatcher.tickets,
-            draw_producer=(lambda: secrets.token_bytes(PRODUCER_ID_BYTES)) if self.settings.idempotent else None,
+            draw_producer=self._host.token if self.settings.idempotent else None,
         )
 
     def _forget_topic(self, name: str) -> None:

@@ -110,17 +110,17 @@ def _table(storage: Storage, partition: PartitionId) -> IdempotenceTable | None:
     return IdempotenceTable.restore(decode_value(TableSnapshot, value)) if value is not None else None
 
 
-def _partitions_of(lost: Sequence[Lost], known: dict[PartitionId, Partition]) -> set[PartitionId]:
+def _partitions_of(lost: Sequence[Lost], known: dict[PartitionId, Partition]) -> list[PartitionId]:
     """Whose data or promises may be gone (P-29)."""
-    found: set[PartitionId] = set()
+    found: dict[PartitionId, None] = {}
     for each in lost:
         if isinstance(each, LostBatches):
-            found.add(each.partition)
+            found[each.partition] = None
         elif isinstance(each, LostState) and each.key.startswith(REPLICA_PREFIX):
-            found.add(bytes.fromhex(each.key.removeprefix(REPLICA_PREFIX)))
+            found[bytes.fromhex(each.key.removeprefix(REPLICA_PREFIX))] = None
         elif isinstance(each, LostUnknown):
-            return set(known)
-    return found
+            return list(known)
+    return list(found)
 
 
 async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Callable[[], None]) -> None:

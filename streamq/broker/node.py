@@ -80,9 +80,10 @@ class Node:
         """P-29: in limbo for every partition that is not known here, until the registers were read."""
         self.in_flight_bytes = 0
         self._room = trio.Event()
-        self._sessions: set[Session] = set()
-        self._peers_touched: set[Peer] = set()
-        self._untold: set[Partition] = set()
+        # Ordered, as sets of objects are not: the same run, made again, does the same in the same order.
+        self._sessions: dict[Session, None] = {}
+        self._peers_touched: dict[Peer, None] = {}
+        self._untold: dict[Partition, None] = {}
         self._tell = trio.Event()
 
     @property
@@ -106,23 +107,23 @@ class Node:
 
     def touch(self, session: Session) -> None:
         """This session has outcomes to send at the next flush."""
-        self._sessions.add(session)
+        self._sessions[session] = None
 
     def touch_peer(self, peer: Peer) -> None:
-        self._peers_touched.add(peer)
+        self._peers_touched[peer] = None
 
     def flush(self) -> None:
         """Ends every synchronous step that may have gathered something: after a receive, after a group commit."""
         while self._peers_touched:
-            self._peers_touched.pop().flush()
+            self._peers_touched.popitem()[0].flush()
         while self._sessions:
-            self._sessions.pop().flush()
+            self._sessions.popitem()[0].flush()
 
     def watermark_moved(self, partition: "Partition") -> None:
         """To be told to the other replicas, unless a store carries it first (4.5)."""
         if not self._untold:
             self._tell.set()
-        self._untold.add(partition)
+        self._untold[partition] = None
 
     async def tell_watermarks(self, interval_s: float) -> None:
         """Tells watermarks that nothing else has carried for `interval_s`, until cancelled."""
@@ -130,7 +131,7 @@ class Node:
             await self._tell.wait()
             await trio.sleep(interval_s)
             self._tell = trio.Event()
-            untold, self._untold = self._untold, set()
+            untold, self._untold = self._untold, {}
             for partition in untold:
                 if partition.sequencing is not None:
                     partition.sequencing.tell_watermark()

@@ -55,7 +55,7 @@ class Partition:
         self.id = state.id
         self.replica = Replica(node.me, state, node.storage.runs(state.id), table)
         self.sequencing: Sequencing | None = None
-        self.subscriptions: set[Subscription] = set()
+        self.subscriptions: dict[Subscription, None] = {}
         self.takeover_under_way: trio.Event | None = None
         self.stored = trio.lowlevel.ParkingLot()
         """Where those wait who need something here to become durable."""

@@ -81,7 +81,7 @@ class Server:
         self._lost = lost
         self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
         self._complaints = Complaints()
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, None] = {}
         self.connections = 0
 
     async def run(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
@@ -164,7 +164,7 @@ class Server:
                 self._heard(member.broker)
             router.deliver(session, frame)
 
-        self._sessions.add(session)
+        self._sessions[session] = None
         try:
             for frame in greeting.rest:
                 take(frame)
@@ -177,7 +177,7 @@ class Server:
             )
         finally:
             channel.close("the connection ended")  # before its descriptor can be another's
-            self._sessions.discard(session)
+            self._sessions.pop(session, None)
             router.ended(session)
             if member is not None:
                 self._lost(member.broker)

@@ -57,7 +57,7 @@ async def stream(
     `reads`: the connection's. A thousand streams that wait for the disk together would overrun it together.
     """
     told: tuple[int, int] | None = None
-    partition.subscriptions.add(subscription)
+    partition.subscriptions[subscription] = None
     try:
         while not channel.is_closed:
             batches: list[Batch] = []
@@ -82,7 +82,7 @@ async def stream(
             if not await subscription.news():
                 told = None
     finally:
-        partition.subscriptions.discard(subscription)
+        partition.subscriptions.pop(subscription, None)
 
 
 async def _turn(reads: trio.CapacityLimiter) -> None:

@@ -188,7 +188,7 @@ class Voting:
                 await self.ask(broker, AdoptVoters(voters=mine))
 
         async with trio.open_nursery() as nursery:
-            for broker in brokers:
+            for broker in sorted(brokers):
                 nursery.start_soon(follow, broker)
 
 

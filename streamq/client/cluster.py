@@ -14,6 +14,7 @@ from typing import Final, Self, TypeVar
 import anyio
 
 from streamq.client.connection import CHANGES, Connection, Listener, dial
+from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.race import AllFailedError, race
 from streamq.client.settings import Address, Timeouts, parse_bootstrap
@@ -52,12 +53,20 @@ class Cluster:
     `listener` gets the one-way messages of all connections.
     """
 
-    def __init__(self, bootstrap: str | Sequence[str], *, timeouts: Timeouts | None = None, listener: Listener | None = None) -> None:
+    def __init__(
+        self,
+        bootstrap: str | Sequence[str],
+        *,
+        timeouts: Timeouts | None = None,
+        listener: Listener | None = None,
+        host: Host = THIS_MACHINE,
+    ) -> None:
         self.addresses: Final = parse_bootstrap(bootstrap)
         self.timeouts: Final = timeouts or Timeouts()
         self.brokers: dict[str, BrokerAddress] = {}
         """As last told by a broker; empty until `metadata` was asked for."""
         self._listener = listener
+        self._host = host
         self._cluster = b""
         self._lifetime = Lifetime()
         self._connections: dict[str, Connection] = {}
@@ -198,7 +207,7 @@ class Cluster:
 
     async def _carry_out(self, address: Address, under_way: _Dial) -> None:
         try:
-            fresh = await dial(address, timeouts=self.timeouts)
+            fresh = await dial(address, timeouts=self.timeouts, host=self._host)
         except StreamqError as error:
             self._give_up(under_way, error)
             return

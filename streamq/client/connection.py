@@ -16,6 +16,7 @@ import anyio
 from anyio.abc import ByteStream
 
 from streamq import __version__
+from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Address, Timeouts
 from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, UnknownOutcomeError, error_of
@@ -287,11 +288,11 @@ def _reason(error: BaseException) -> str:
     return _reason(error.__cause__) if error.__cause__ is not None else (str(error) or type(error).__name__).lower()
 
 
-async def dial(address: Address, *, timeouts: Timeouts) -> Connection:
+async def dial(address: Address, *, timeouts: Timeouts, host: Host = THIS_MACHINE) -> Connection:
     """Connects and shakes hands. Raises UnavailableError (says address and reason), or ProtocolError if no streamq broker answers."""
     with anyio.move_on_after(timeouts.handshake_s) as scope:
         try:
-            stream = await anyio.connect_tcp(address.host, address.port)
+            stream = await host.connect(address)
         except OSError as error:
             raise UnavailableError(f"{address}: {_reason(error)}", code="unavailable") from None
         try:

@@ -78,8 +78,11 @@ class StoredBatch(NamedTuple):
 class History:
     """`log`: what a consumer read of each partition after everything was healed, (offset, value) from the start offset to the tip.
 
-    `replicas`: per partition and broker that is a replica, what lies there below the high watermark, in offset order. `registers`: per partition, the
-    successive versions of its register as completed changes and quorum reads returned them, oldest first.
+    `replicas`: per partition and broker that is a replica, what lies there below the high watermark, in offset order. `registers`: per
+    partition, the successive versions of its register as completed changes and quorum reads returned them, oldest first. `plain_senders`:
+    those without idempotence, whose records may lie in the log twice and in another order. `asked`: the offset that a run of a consumer
+    asked for in a partition; where it is not told, the first record that it was handed counts as asked for. The log is read after
+    everything else.
     """
 
     sends: list[Send] = field(default_factory=list)
@@ -88,3 +91,5 @@ class History:
     log: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
     replicas: dict[int, dict[str, list[StoredBatch]]] = field(default_factory=dict)
     registers: dict[int, list[PartitionRegister]] = field(default_factory=dict)
+    plain_senders: set[str] = field(default_factory=set)
+    asked: dict[tuple[str, int], int] = field(default_factory=dict)
