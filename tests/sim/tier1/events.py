@@ -14,9 +14,35 @@ from streamq.model.ids import Member
 from streamq.model.registers import PartitionRegister
 
 __all__ = [
-    "Acked", "Assigned", "BatchId", "Consumed", "Crashed", "Cut", "Digested", "Durable", "Event", "Founded", "LimboEnded", "LimboEntered",
-    "Lost", "Opened", "RegisterChanged", "Repaired", "Reported", "SealTaken", "Sealed", "SequencerBegan", "SequencerStopped", "Started",
-    "TakeoverBegan", "TakeoverEnded", "Taken", "TipBegan", "TipConcluded", "Traced", "WatermarkTold",
+    "Acked",
+    "Assigned",
+    "BatchId",
+    "Consumed",
+    "Crashed",
+    "Cut",
+    "Digested",
+    "Durable",
+    "Event",
+    "Founded",
+    "LimboEnded",
+    "LimboEntered",
+    "Lost",
+    "Opened",
+    "RegisterChanged",
+    "Repaired",
+    "Reported",
+    "SealTaken",
+    "Sealed",
+    "SequencerBegan",
+    "SequencerStopped",
+    "Started",
+    "Taken",
+    "TakeoverBegan",
+    "TakeoverEnded",
+    "TipBegan",
+    "TipConcluded",
+    "Traced",
+    "WatermarkTold",
 ]  # fmt: skip
 
 
@@ -41,7 +67,7 @@ class Founded(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A process begins from its disk. What it holds then follows, once for each partition, as `state` and `runs` (epoch, base, local tail), before
+    """A process begins from its disk: one event for each partition that lies there, with its state and runs (epoch, base, tail), before
     the cuts that the restart repeats (step 6)."""
 
     member: Member
@@ -196,7 +222,7 @@ class Assigned(NamedTuple):
 
 
 class Acked(NamedTuple):
-    """The ack leaves the sequencer. `repeat`: the answer to a repeated sequence that was committed before (P-35); its epoch is the answerer's."""
+    """The ack leaves the sequencer. `repeat`: a sequence that was committed before (P-35); `epoch` is the answering sequencer's even so."""
 
     member: Member
     partition: int
@@ -272,9 +298,9 @@ class Consumed(NamedTuple):
 
 
 Event = (
-    Founded | Started | Crashed | Lost | LimboEntered | LimboEnded | Taken | Durable | Reported | SealTaken | Sealed | Repaired | Cut | Opened
-    | WatermarkTold | SequencerBegan | SequencerStopped | Assigned | Acked | TakeoverBegan | Digested | TakeoverEnded | RegisterChanged
-    | TipBegan | TipConcluded | Consumed
+    Founded | Started | Crashed | Lost | LimboEntered | LimboEnded | Taken | Durable | Reported | SealTaken | Sealed | Repaired | Cut
+    | Opened | WatermarkTold | SequencerBegan | SequencerStopped | Assigned | Acked | TakeoverBegan | Digested | TakeoverEnded
+    | RegisterChanged | TipBegan | TipConcluded | Consumed
 )  # fmt: skip
 
 
