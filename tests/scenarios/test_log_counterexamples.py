@@ -1,4 +1,4 @@
-"""The counterexamples of spec/README.md, each played against the real cores: a test bears the name of the configuration that found it."""
+"""The counterexamples of tests/spec/README.md, each played against the real cores: a test bears the name of the configuration that found it."""
 
 import msgspec
 import pytest
@@ -118,7 +118,7 @@ def test_lit_open_without_seal(world: World) -> None:
     assert b3.disk.view == {}
 
 
-def test_lit_late_recover(world: World) -> None:
+def test_lit_late_repair(world: World) -> None:
     """The loser's repair reaches a broker that knows the end: refused, and answered with it."""
     b3 = world.brokers["b3"]
     first = world.register.last
@@ -128,7 +128,7 @@ def test_lit_late_recover(world: World) -> None:
     assert b3.disk.view == {}
 
 
-def test_lit_sealed_duplicate_ack(world: World) -> None:
+def test_lit_sealed_duplicate_stored(world: World) -> None:
     """A sealed replica that holds the batch, by repair, answers its store with the rejection and no tail."""
     b1, b2 = world.brokers["b1"], world.brokers["b2"]
     b1.produce(header(P), P)
@@ -155,7 +155,7 @@ def test_a_store_on_its_way_to_the_disk_is_not_reported_after_a_seal(world: Worl
     assert answers == [Sealed(epoch=1, local_tail=1, high_watermark=0, limbo=False, end=None)]
 
 
-def test_lit_commit_without_epoch(world: World) -> None:
+def test_lit_watermark_without_epoch(world: World) -> None:
     """A high watermark of epoch 2 says nothing to a replica that has not opened it: it keeps q of epoch 1 to itself."""
     b1 = world.brokers["b1"]
     store(b1, batch(world, Q))
@@ -187,7 +187,7 @@ def lose(world: World, name: str, *, limbo: bool = True) -> Broker:
     return broker
 
 
-def test_lit_limbo_acks(world: World) -> None:
+def test_lit_limbo_stores(world: World) -> None:
     """After losing its journal, mark included, a replica takes no store of an epoch that the register named then."""
     seal(world.brokers["b2"])
     b2 = lose(world, "b2")
@@ -198,7 +198,7 @@ def test_lit_limbo_acks(world: World) -> None:
     assert seal(b2).limbo
 
 
-def test_lit_limbo_repair(world: World) -> None:
+def test_lit_limbo_copy(world: World) -> None:
     """Copying does not end limbo while the epoch is open; its closing, with all of it held, does. No restart does."""
     for name in ("b1", "b2"):
         store(world.brokers[name], batch(world, P))
@@ -308,7 +308,7 @@ def test_mut_ack_below_w(world: World) -> None:
     assert world.acked == {P: 0}
 
 
-def test_mut_count_sealed_ends(world: World) -> None:
+def test_mut_count_sealed_tails(world: World) -> None:
     """Two sealed replicas hold p; a tip reader counts neither towards the high watermark, and waits for the register."""
     core = TipRead(register=world.register, now=0.0)
     core.start()
@@ -323,7 +323,7 @@ def test_mut_count_sealed_ends(world: World) -> None:
     assert core.result.high_watermark == 0
 
 
-def test_mut_no_recover(world: World) -> None:
+def test_mut_no_repair(world: World) -> None:
     """P-18: the register is changed only when W brokers hold everything below L."""
     world.brokers["b1"].produce(header(P), P)
     world.deliver_all("store ", to="b1")
@@ -365,9 +365,27 @@ def test_an_epoch_that_a_replica_never_heard_of_is_sealed_all_the_same(world: Wo
     assert b2.disk.state.sealed == 7
 
 
-@pytest.mark.parametrize(("write", "read"), [(2, 1), (1, 2)])
-def test_mut_r_too_small(write: int, read: int) -> None:
-    assert Quorum(3, write, read).fault() is not None
+def test_mut_r_too_small_w2r1() -> None:
+    """P-36: a register that says R = 1 with W = 2 is refused, and were it not, a seal would still need N - W + 1 answers."""
+    assert Quorum(3, 2, 1).fault() is not None
+    world = World(write=2, read=1, faults=0)
+    for name in ("b1", "b2"):
+        store(world.brokers[name], batch(world, P))
+        world.brokers[name].crash(0)
+    core = world.take_over("b3")
+    assert core.phase is Phase.STUCK
+    assert "1 of the 2 seals" in core.reason
+
+
+def test_mut_r_too_small_w1r2() -> None:
+    """The same with W = 1, acked by 1 alone: 2 and 3 are not enough."""
+    assert Quorum(3, 1, 2).fault() is not None
+    world = World(write=1, read=2, faults=0)
+    store(world.brokers["b1"], batch(world, P))
+    world.brokers["b1"].crash(0)
+    core = world.take_over("b3")
+    assert core.phase is Phase.STUCK
+    assert "2 of the 3 seals" in core.reason
 
 
 def test_mut_wrong_incarnation(world: World) -> None:

@@ -1,6 +1,6 @@
-"""The counterexamples of spec/README.md for registers and voters, against the real cores: each fails at the step that its rule forbids.
+"""The counterexamples of tests/spec/README.md for registers and voters, against the real cores: each fails at the step that its rule forbids.
 
-Every test is named after the mutant of the model that it survives.
+A test bears the name of the configuration that found it.
 """
 
 from streamq.metadata.acceptor import Persist, Standing
@@ -74,7 +74,7 @@ def lost(node: Node) -> Node:
 # --- registers -------------------------------------------------------------------------------------------------------------
 
 
-def test_cas_read_any() -> None:
+def test_mut_cas_read_any() -> None:
     """A value that one acceptor alone has accepted is never returned by a quorum read without a round (P-4)."""
     one, two, _ = nodes_of(Network(3))
     say(one, Accept(number=1, key=KEY, ballot=ballot(1), value=b"c1"))
@@ -87,7 +87,7 @@ def test_cas_read_any() -> None:
     assert read.is_split
 
 
-def test_cas_volatile_promise() -> None:
+def test_mut_cas_volatile_promise() -> None:
     """A promise leaves only when it is durable, and then survives the crash (P-3)."""
     node, _, _ = nodes_of(Network(3))
     asked = Envelope(Operation(), Ask("b1", Prepare(number=1, key=KEY, ballot=ballot(2))))
@@ -108,7 +108,7 @@ def test_a_read_waits_for_what_it_reports() -> None:
     assert [type(answer.answer) for answer in answers] == [Accepted, Promise]
 
 
-def test_cas_last_id() -> None:
+def test_lit_cas_last_id() -> None:
     """A takeover's change recognises itself although another change lies on top of it (P-5)."""
     member = (Member("b1", b"i" * 16),)
     first = Segment(1, 0, None, member, 1, 1, "fsync", "b1", b"a1")
@@ -124,7 +124,7 @@ def test_cas_last_id() -> None:
 # --- voters ----------------------------------------------------------------------------------------------------------------
 
 
-def test_voters_at_once() -> None:
+def test_mut_voters_at_once() -> None:
     """A replacement that has adopted the number answers no prepare before the scan is done."""
     one, two, three = nodes_of(Network(3))
     choose([one, two], 1, "c1")
@@ -134,7 +134,7 @@ def test_voters_at_once() -> None:
     assert code_of(say(one, Prepare(number=2, key=KEY, ballot=ballot(2)))) == "not_ready"
 
 
-def test_voters_read_at_once() -> None:
+def test_mut_voters_read_at_once() -> None:
     """… and no quorum read, no list and no unready vote either; it accepts."""
     one, two, three = nodes_of(Network(3))
     choose([one, two], 1, "c1")
@@ -160,7 +160,7 @@ NOTHING = Promise(ok=True, promised=ballot(9), accepted=None, value=None)
 HOLDS_C1 = Promise(ok=True, promised=ballot(9), accepted=ballot(1), value=b"c1")
 
 
-def test_voters_rescan_with_it() -> None:
+def test_mut_voters_rescan_with_it() -> None:
     """The replacement's promise counts for nothing in the rescan, even if one arrives."""
     attempt = rescan(promises={"b1": NOTHING, "b3": NOTHING})
     assert attempt.phase is Phase.PREPARING
@@ -171,7 +171,7 @@ def test_voters_rescan_with_it() -> None:
     assert attempt.outcome == Chosen(ballot(9), b"c1")
 
 
-def test_voters_ready_without_it() -> None:
+def test_mut_voters_ready_without_it() -> None:
     """The rescan of a key is done only when the replacement itself has accepted it, also where the survivors agree already."""
     agreed = rescan(promises={"b2": HOLDS_C1, "b3": HOLDS_C1})
     assert agreed.phase is Phase.ACCEPTING
@@ -191,7 +191,7 @@ def adopted(steps: Readmission, *brokers: str) -> None:
         steps.on_voters(broker, VotersView(voters=TWO, ready=False))
 
 
-def test_voters_list_early() -> None:
+def test_mut_voters_list_early() -> None:
     """No survivor lists its keys before it refuses the old number, and nobody is asked before all have adopted the new one."""
     one, two, three = nodes_of(Network(3))
     steps = scan()
@@ -205,7 +205,7 @@ def test_voters_list_early() -> None:
     assert one.record.voters.number == two.record.voters.number == 1
 
 
-def test_voters_one_list() -> None:
+def test_mut_voters_one_list() -> None:
     """The scan waits for the list of every survivor, all pages of it."""
     steps = scan()
     adopted(steps, "b1", "b2", "b3")
@@ -221,7 +221,7 @@ def test_voters_one_list() -> None:
     assert steps.keys == ("a", "k", "m")
 
 
-def test_voters_volatile_number() -> None:
+def test_mut_voters_volatile_number() -> None:
     """An adoption is durable before it is answered, survives a restart, and is never taken back."""
     _, _, three = nodes_of(Network(3))
     assert isinstance(three.core.on_message(AdoptVoters(voters=TWO)), Persist)
@@ -233,7 +233,7 @@ def test_voters_volatile_number() -> None:
     assert three.record.voters == TWO
 
 
-def test_voters_no_number() -> None:
+def test_mut_voters_no_number() -> None:
     """A late accept of number 1 does not reach the replacement."""
     one, two, three = nodes_of(Network(3))
     value = append("c1")(None)
@@ -247,7 +247,7 @@ def test_voters_no_number() -> None:
     assert three.record.voters.number == 1
 
 
-def test_voters_no_decision() -> None:
+def test_mut_voters_no_decision() -> None:
     """Whoever proposes a content for a number that is decided keeps the decided one."""
     network = Network(3)
     first, second = (replacing(ONE, replacement_of("b1", number)) for number in (2, 3))
@@ -283,7 +283,7 @@ def test_two_contents_of_one_number_are_refused() -> None:
     assert two.record.voters == TWO
 
 
-def test_voters_ready_unnamed() -> None:
+def test_mut_voters_ready_unnamed() -> None:
     """The end of a scan is reported for one number and one incarnation; the next incarnation needs its own."""
     node = lost(lost(Network(3).nodes["b1"]))
     assert node.core.member == replacement_of("b1", 3).member
