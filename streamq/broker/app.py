@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -56,14 +57,21 @@ class Stopping:
 
 
 async def run_broker(
-    config: BrokerConfig, storage: Storage, network: Network, clock: Clock, *, stop: Stopping, on_serving: Callable[[], None]
+    config: BrokerConfig,
+    storage: Storage,
+    network: Network,
+    clock: Clock,
+    *,
+    stop: Stopping,
+    on_serving: Callable[[], None],
+    counters: Counter[str] | None = None,
 ) -> None:
     """Runs one broker until `stop` is called; then hands over what it sequences, closes the storage and returns.
 
-    Cancelled, it stops where it is, like a crash. Raises StorageFailedError when the disk fails, StreamqError when it must not serve.
+    Cancelled, it stops where it is, like a crash. What happens is counted in `counters`, if given. Raises StorageFailedError when the disk fails, StreamqError when it must not serve.
     """
     async with trio.open_nursery() as outer:
-        node = Node(config, storage, clock, outer)
+        node = Node(config, storage, clock, outer, counters)
         # Limbo is written before anything else, so that it is durable before anything damaged is cut (P-29).
         load_partitions(node)
         outer.start_soon(storage.run, node.on_durable, name="storage")

@@ -66,7 +66,9 @@ class Node:
     peers: Peers
     take_over_here: "TakeOverHere"
 
-    def __init__(self, config: BrokerConfig, storage: Storage, clock: Clock, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, config: BrokerConfig, storage: Storage, clock: Clock, nursery: trio.Nursery, counters: Counter[str] | None = None
+    ) -> None:
         self.config = config
         self.storage = storage
         self.clock = clock
@@ -74,7 +76,7 @@ class Node:
         self.partitions: dict[PartitionId, Partition] = {}
         self.dropped: set[PartitionId] = set()
         """Deleted since this start (ids never come again): whoever missed it must not bring them back."""
-        self.counters: Counter[str] = Counter()
+        self.counters: Counter[str] = Counter() if counters is None else counters
         self.state = "starting"
         self.has_forgotten = False
         """P-29: in limbo for every partition that is not known here, until the registers were read."""

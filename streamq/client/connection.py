@@ -331,10 +331,10 @@ async def _shake_hands(stream: ByteStream, address: Address, timeouts: Timeouts)
 
 
 @asynccontextmanager
-async def connect(address: Address, *, timeouts: Timeouts | None = None) -> AsyncIterator[Connection]:
+async def connect(address: Address, *, timeouts: Timeouts | None = None, host: Host = THIS_MACHINE) -> AsyncIterator[Connection]:
     """A connection to this very address and no other, for as long as the block lasts; raises what `dial` raises."""
     lifetime = Lifetime()
-    connection = await dial(address, timeouts=timeouts or Timeouts())
+    connection = await dial(address, timeouts=timeouts or Timeouts(), host=host)
     await lifetime.open()
     error: BaseException | None = None
     try:

@@ -117,6 +117,7 @@ class SimulatedStream(trio.abc.Stream):
             incoming.pieces.appendleft((at, piece[max_bytes:]))
             piece = piece[:max_bytes]
         incoming.unread -= len(piece)
+        incoming.network.pieces += 1
         incoming.wake()
         return piece
 
@@ -189,6 +190,8 @@ class SimulatedNetwork:
         self._streams: dict[SimulatedStream, None] = {}
         self._changed = trio.Event()
         self.connections = 0
+        self.pieces = 0
+        """Handed to receivers."""
 
     def of(self, host: str) -> "HostNetwork":
         return HostNetwork(self, host)
