@@ -13,7 +13,7 @@ from streamq.broker.voting import REQUEST_TIMEOUT_S, Request, Voting
 from streamq.metadata.proposer import Attempt, Chosen, QuorumRead, backoff_s, identity
 from streamq.model.errors import RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.ids import Ballot
-from streamq.model.limits import REGISTER_BYTES_MAX
+from streamq.model.limits import KEY_CHARS_MAX, REGISTER_BYTES_MAX
 from streamq.wire.codec import decode_value, encode
 
 __all__ = ["DEADLINE_S", "Change", "Registers"]
@@ -36,6 +36,8 @@ class _Call:
     """What a call has learned from its attempts, for the error that it raises when its deadline passes."""
 
     def __init__(self, key: str) -> None:
+        if len(key) > KEY_CHARS_MAX:  # no acceptor would take it: the message would be broken
+            raise RefusedError(f"a name is too long: the key of its register would have {len(key)} characters", code="bad_name")
         self.key = key
         self.attempt: Attempt | None = None
         self.problems: dict[str, str] = {}

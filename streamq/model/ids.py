@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from streamq.model.fields import U63, Identity, Name
+
 __all__ = ["NO_PRODUCER", "Ballot", "Incarnation", "Member", "PartitionId", "ProducerId", "short"]
 
 Incarnation = bytes
@@ -17,16 +19,16 @@ NO_PRODUCER: ProducerId = bytes(16)
 class Member(NamedTuple):
     """A broker in one incarnation: what quorums count (P-10)."""
 
-    broker: str
-    incarnation: Incarnation
+    broker: Name
+    incarnation: Identity
 
 
 class Ballot(NamedTuple):
     """A CASPaxos ballot, ordered by counter first; `start` is random for each start of the proposer (P-2)."""
 
-    counter: int
-    proposer: str
-    start: bytes
+    counter: U63
+    proposer: Name
+    start: Identity
 
 
 def short(identity: bytes) -> str:

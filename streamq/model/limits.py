@@ -16,6 +16,7 @@ __all__ = [
     "HEADERS_PER_RECORD_MAX",
     "IN_FLIGHT_BATCHES_MAX",
     "IN_FLIGHT_BYTES_MAX",
+    "KEY_CHARS_MAX",
     "NAME_CHARS_MAX",
     "OFFSET_MAX",
     "PARTITIONS_PER_TOPIC_MAX",
@@ -50,6 +51,8 @@ REGISTER_BYTES_MAX: Final = 2 * MiB
 """One register's value; a chain of `CHAIN_SEGMENTS_MAX` segments fits."""
 
 NAME_CHARS_MAX: Final = 200
+KEY_CHARS_MAX: Final = 240
+"""The key of a register, which names a topic or a broker; four bytes a character, it still fits into an entry of the journal."""
 REPLICAS_MAX: Final = 9
 PARTITIONS_PER_TOPIC_MAX: Final = 2_000
 TOPICS_MAX: Final = 10_000
@@ -76,6 +79,7 @@ PRODUCER_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
 
 assert RECORD_BYTES_MAX * 2 <= BATCH_RAW_BYTES_MAX
 assert BATCH_RAW_BYTES_MAX < BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX
+assert NAME_CHARS_MAX + len(f"partition//{PARTITIONS_PER_TOPIC_MAX}") <= KEY_CHARS_MAX
 assert REGISTER_BYTES_MAX * 2 <= FRAME_HEADER_BYTES_MAX
 assert IN_FLIGHT_BATCHES_MAX <= DEDUP_BATCHES
 assert COPY_BYTES_MAX + BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX

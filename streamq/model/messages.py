@@ -9,15 +9,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from streamq.model.ids import Ballot, Incarnation, Member, PartitionId
-from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, OFFSET_MAX
+from streamq.model.fields import U63, Id16, Identity, Key, Name, Port, Text, Value
+from streamq.model.ids import Ballot, Member
+from streamq.model.limits import OFFSET_MAX
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
-
-U63 = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
-Id16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]
-Name = Annotated[str, msgspec.Meta(max_length=256)]
-Value = Annotated[bytes, msgspec.Meta(max_length=FRAME_PAYLOAD_BYTES_MAX)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -33,9 +28,9 @@ class Hello(Message, frozen=True, tag=1):
     versions: tuple[U63, U63]
     features: tuple[Name, ...]
     software: Name
-    cluster: bytes = b""
+    cluster: Identity = b""
     broker: Name = ""
-    incarnation: bytes = b""
+    incarnation: Identity = b""
 
 
 class Welcome(Message, frozen=True, tag=2):
@@ -44,9 +39,9 @@ class Welcome(Message, frozen=True, tag=2):
     version: U63
     features: tuple[Name, ...]
     software: Name
-    cluster: bytes
+    cluster: Identity
     broker: Name
-    incarnation: Incarnation
+    incarnation: Identity
 
 
 class Failure(Message, frozen=True, tag=3):
@@ -71,10 +66,10 @@ class Ok(Message, frozen=True, tag=5):
 
 
 class BrokerAddress(NamedTuple):
-    broker: str
-    host: str
-    port: int
-    rack: str
+    broker: Name
+    host: Name
+    port: Port
+    rack: Name
     alive: bool
     """As seen by the broker that answers."""
 
@@ -82,19 +77,19 @@ class BrokerAddress(NamedTuple):
 class PartitionView(msgspec.Struct, frozen=True, array_like=True):
     """A hint (P-1): who was the sequencer of which epoch, as far as the broker that answers knows."""
 
-    id: PartitionId
-    epoch: int
-    sequencer: str
-    replicas: tuple[str, ...]
-    start_offset: int
+    id: Id16
+    epoch: U63
+    sequencer: Name
+    replicas: tuple[Name, ...]
+    start_offset: U63
 
 
 class TopicView(msgspec.Struct, frozen=True, array_like=True):
     """`error` is empty, or a code of `model.errors` (`unknown_topic`), and then nothing else counts."""
 
-    name: str
+    name: Name
     partitions: tuple[PartitionView, ...]
-    error: str = ""
+    error: Name = ""
 
 
 class Metadata(Message, frozen=True, tag=10):
@@ -104,7 +99,7 @@ class Metadata(Message, frozen=True, tag=10):
 
 
 class MetadataView(Message, frozen=True, tag=11):
-    cluster: bytes
+    cluster: Identity
     brokers: tuple[BrokerAddress, ...]
     topics: tuple[TopicView, ...]
 
@@ -148,15 +143,15 @@ class DescribePartition(Message, frozen=True, tag=17):
 class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
     """What one replica said of itself; `state` is one word: serving, sealed, limbo, unreachable, not-opened, rejoined."""
 
-    broker: str
-    local_tail: int | None
-    high_watermark: int | None
-    state: str
+    broker: Name
+    local_tail: U63 | None
+    high_watermark: U63 | None
+    state: Name
 
 
 class PartitionDescription(Message, frozen=True, tag=18):
     register: PartitionRegister
-    high_watermark: int | None
+    high_watermark: U63 | None
     """From a quorum read of the tip; None with `tip_error` when R replicas did not answer."""
     tip_error: Text
     replicas: tuple[ReplicaView, ...]
@@ -173,7 +168,7 @@ class BrokerState(Message, frozen=True, tag=20):
     partitions: U63
     sequencing: U63
     limbo: U63
-    counters: dict[str, int]
+    counters: dict[Name, U63]
 
 
 class Stop(Message, frozen=True, tag=21):
@@ -195,21 +190,21 @@ class Ack(NamedTuple):
     A repeat of a batch older than `DEDUP_BATCHES` is acked with base -1: it is in the log, where is not known any more (P-35).
     """
 
-    ticket: int
-    base: int
-    append_time: int
-    copies: int
-    of: int
+    ticket: U63
+    base: Annotated[int, msgspec.Meta(ge=-1, le=OFFSET_MAX)]
+    append_time: U63
+    copies: U63
+    of: U63
     durable: bool
 
 
 class Nack(NamedTuple):
     """`code` says whether the batch was certainly not stored (retriable or refused) or its outcome is unknown (`unknown_outcome`)."""
 
-    ticket: int
-    code: str
-    message: str
-    sequencer: str
+    ticket: U63
+    code: Name
+    message: Text
+    sequencer: Name
     """With `not_sequencer`: the broker that is, as far as known; else empty."""
 
 
@@ -287,10 +282,10 @@ class Records(Message, frozen=True, tag=47):
 class StoreRun(NamedTuple):
     """So many batches of one partition, all of `epoch`, in offset order, and the high watermark known for that epoch."""
 
-    partition: PartitionId
-    epoch: int
-    high_watermark: int
-    batches: int
+    partition: Id16
+    epoch: U63
+    high_watermark: U63
+    batches: U63
 
 
 class Store(Message, frozen=True, tag=60):
@@ -305,10 +300,10 @@ StoreState = Literal["stored", "sealed", "gap", "not_opened", "limbo", "past_end
 class StoredRun(NamedTuple):
     """`stored`: durable up to `local_tail`. `gap`: send again from `local_tail`. `sealed`, `past_end`, `limbo`: the rejection."""
 
-    partition: PartitionId
-    epoch: int
+    partition: Id16
+    epoch: U63
     state: StoreState
-    local_tail: int
+    local_tail: U63
 
 
 class Stored(Message, frozen=True, tag=61):
@@ -416,7 +411,7 @@ class Prepare(Message, frozen=True, tag=80):
     """Under voter configuration `number` (P-40). Answered by `Promise`."""
 
     number: U63
-    key: Text
+    key: Key
     ballot: Ballot
 
 
@@ -433,7 +428,7 @@ class Accept(Message, frozen=True, tag=82):
     """Answered by `Accepted`."""
 
     number: U63
-    key: Text
+    key: Key
     ballot: Ballot
     value: Value
 
@@ -451,7 +446,7 @@ class ReadAccepted(Message, frozen=True, tag=84):
     """
 
     number: U63
-    key: Text
+    key: Key
     as_evidence: bool = False
 
 
@@ -459,12 +454,12 @@ class ListKeys(Message, frozen=True, tag=85):
     """All keys with this prefix that have an accepted value, `after` in order, in pages. Answered by `Keys`."""
 
     number: U63
-    prefix: Text
-    after: Text
+    prefix: Key
+    after: Key
 
 
 class Keys(Message, frozen=True, tag=86):
-    keys: tuple[str, ...]
+    keys: tuple[Key, ...]
     more: bool
 
 

@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from streamq.model.ids import Incarnation, Member, PartitionId
+from streamq.model.fields import U63, Copies, Epoch, Id16, Identity, Name, Port
+from streamq.model.ids import Member
 from streamq.model.quorum import Quorum
 
 __all__ = [
@@ -31,15 +32,15 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     `sequencer` names the broker, `attempt` the takeover attempt that opened the epoch (P-5, P-8).
     """
 
-    epoch: int
-    base: int
-    end: int | None
+    epoch: Epoch
+    base: U63
+    end: U63 | None
     replicas: tuple[Member, ...]
-    write: int
-    read: int
+    write: Copies
+    read: Copies
     durability: Durability
-    sequencer: str
-    attempt: bytes
+    sequencer: Name
+    attempt: Identity
 
     @property
     def is_open(self) -> bool:
@@ -57,14 +58,14 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
 class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
     """`partition/<topic>/<p>`: settings, start offset, chain of segments oldest first. A tombstone keeps the id (P-6)."""
 
-    id: PartitionId
-    topic: str
-    index: int
-    replicas: tuple[str, ...]
-    write: int
-    read: int
+    id: Id16
+    topic: Name
+    index: U63
+    replicas: tuple[Name, ...]
+    write: Copies
+    read: Copies
     durability: Durability
-    start_offset: int
+    start_offset: U63
     chain: tuple[Segment, ...]
     deleted: bool = False
 
@@ -77,7 +78,14 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
         return self.chain[epoch - first] if self.chain and 0 <= epoch - first < len(self.chain) else None
 
     def fault(self) -> str | None:
-        """I-8: epochs are consecutive, each base is the end before it, only the last is open. None when it holds."""
+        """I-8: epochs are consecutive, each base is the end before it, only the last is open. Each has replicas enough to write to.
+
+        None when it holds."""
+        for segment in self.chain:
+            if segment.end is not None and segment.end < segment.base:
+                return f"epoch {segment.epoch} begins at {segment.base} and ends at {segment.end}"
+            if segment.write > len(segment.replicas):
+                return f"epoch {segment.epoch} has {len(segment.replicas)} replicas and a write quorum of {segment.write}"
         for before, after in zip(self.chain, self.chain[1:], strict=False):
             if after.epoch != before.epoch + 1:
                 return f"epoch {after.epoch} follows epoch {before.epoch}"
@@ -89,42 +97,42 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
 class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
     """`topic/<name>`: the settings new partitions were made with, and their ids in order. A tombstone is `deleted`."""
 
-    name: str
-    id: bytes
-    partitions: tuple[PartitionId, ...]
-    replicas: int
-    write: int
-    read: int
+    name: Name
+    id: Identity
+    partitions: tuple[Id16, ...]
+    replicas: Copies
+    write: Copies
+    read: Copies
     durability: Durability
-    created_ms: int
+    created_ms: U63
     deleted: bool = False
 
 
 class BrokerRegister(msgspec.Struct, frozen=True, array_like=True):
     """`broker/<id>`: where a broker is, in which incarnation, and how often its directory was started (P-31)."""
 
-    broker: str
-    incarnation: Incarnation
-    host: str
-    port: int
-    rack: str
-    starts: int
+    broker: Name
+    incarnation: Identity
+    host: Name
+    port: Port
+    rack: Name
+    starts: U63
 
 
 class ClusterRegister(msgspec.Struct, frozen=True, array_like=True):
     """`cluster`: the id and the brokers that may hold replicas."""
 
-    id: bytes
-    brokers: tuple[str, ...]
+    id: Identity
+    brokers: tuple[Name, ...]
 
 
 class Voter(msgspec.Struct, frozen=True, array_like=True):
     """A metadata voter: a broker in one incarnation, with the address it was first known by."""
 
-    broker: str
-    incarnation: Incarnation
-    host: str
-    port: int
+    broker: Name
+    incarnation: Identity
+    host: Name
+    port: Port
 
     @property
     def member(self) -> Member:
@@ -134,7 +142,7 @@ class Voter(msgspec.Struct, frozen=True, array_like=True):
 class Voters(msgspec.Struct, frozen=True, array_like=True):
     """A numbered voter configuration (P-40); number 1 is written once, when the cluster is made."""
 
-    number: int
+    number: U63
     voters: tuple[Voter, ...]
 
     @property

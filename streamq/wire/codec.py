@@ -13,6 +13,7 @@ from streamq.model.messages import AnyMessage, Message
 
 __all__ = ["decode_message", "decode_value", "encode", "encode_message"]
 
+REASON_CHARS_MAX: Final = 200
 T = TypeVar("T")
 _encoder: Final = msgspec.msgpack.Encoder()
 _messages: Final = msgspec.msgpack.Decoder(AnyMessage)
@@ -28,7 +29,7 @@ def decode_message(header: bytes) -> AnyMessage:
     try:
         message: AnyMessage = _messages.decode(header)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise ProtocolError(f"a frame's header is no message: {error}", code="protocol") from None
+        raise ProtocolError(f"a frame's header is no message: {_reason(error)}", code="protocol") from None
     return message
 
 
@@ -45,4 +46,10 @@ def decode_value(kind: type[T], data: bytes) -> T:
     try:
         return decoder.decode(data)  # type: ignore[return-value]
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise ProtocolError(f"stored bytes are no {kind.__name__}: {error}", code="protocol") from None
+        raise ProtocolError(f"stored bytes are no {kind.__name__}: {_reason(error)}", code="protocol") from None
+
+
+def _reason(error: Exception) -> str:
+    """What msgspec says, which may quote what was received: megabytes of it, in any characters."""
+    text = str(error)
+    return text[:REASON_CHARS_MAX] if text.isprintable() else ascii(text[:REASON_CHARS_MAX])
