@@ -1,4 +1,4 @@
-"""Reading and restoring what lies in log files, for `DiskStorage`: in threads, beside everything else that goes on.
+"""Reading and restoring what lies in log files, for `DiskStorage`: by workers, beside everything else that goes on.
 
 A reader works on what the run's files were when it began. If they change meanwhile (a flush, a cut, a drop), what it met may be the change
 and not damage: it looks again. Only what is found twice over the same files is damage.
@@ -21,6 +21,7 @@ from streamq.storage.interface import DamagedRangeError
 from streamq.storage.log_file import LogFile
 from streamq.storage.log_index import IndexCache, save_index
 from streamq.storage.log_reader import LogSource, find_time, read_batches, read_headers, restore
+from streamq.storage.workers import Workers
 
 __all__ = ["DiskReader"]
 
@@ -31,13 +32,16 @@ T = TypeVar("T")
 class DiskReader:
     """The reading half of `interface.Storage`; what its methods promise stands there."""
 
-    def __init__(self, directory: Path, runs: DiskRuns, *, incarnation: Incarnation, indexes: IndexCache, ops: FileOps) -> None:
+    def __init__(
+        self, directory: Path, runs: DiskRuns, *, incarnation: Incarnation, indexes: IndexCache, ops: FileOps, workers: Workers
+    ) -> None:
         self._directory = directory
         self._runs = runs
         self._incarnation = incarnation
         self._indexes = indexes
         self._ops = ops
-        self._threads = trio.CapacityLimiter(READERS_MAX)
+        self._workers = workers
+        self._limiter = trio.CapacityLimiter(READERS_MAX)
 
     def recent(self, partition: PartitionId, epoch: int, offset: int, *, max_bytes: int) -> list[Batch] | None:
         run = self._runs.get(partition, epoch)
@@ -85,7 +89,7 @@ class DiskReader:
             copies = [batch for batch in batches if file.base <= batch.base < file.end]
             if run is not None and copies:
                 # A restore that was begun is finished, also when it is cancelled: half of it would be damage again.
-                await trio.to_thread.run_sync(self._restore_file, run.partition, run.epoch, file, copies, limiter=self._threads)
+                await self._workers.run(partial(self._restore_file, run.partition, run.epoch, file, copies), limiter=self._limiter)
 
     async def _in_file(self, run: DiskRun, offset: int, read: Callable[[LogSource], T]) -> T | None:
         """What `read` returns for the file that holds the offset; None if the run has changed meanwhile: look again."""
@@ -95,7 +99,7 @@ class DiskReader:
         if file.end > run.tail:
             file = LogFile(file.name, file.base, run.tail, file.size, file.max_time)  # cut, and not shortened yet
         try:
-            return await trio.to_thread.run_sync(self._read_file, run.partition, run.epoch, file, read, limiter=self._threads)
+            return await self._workers.run(partial(self._read_file, run.partition, run.epoch, file, read), limiter=self._limiter)
         except DamagedRangeError:
             if run.files is not files or self._runs.get(run.partition, run.epoch) is not run:
                 return None

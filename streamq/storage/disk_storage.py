@@ -1,17 +1,17 @@
 """Storage on a disk: journal, log files and checkpoints, composed (P-27 to P-32).
 
-    append ──> queue ──> journal thread: group commit ──> tokens back
+    append ──> queue ──> journal worker: group commit ──> tokens back
        │                                                     memory (recent, read)
-       └─────> memory, pinned ── flush thread: log files, checkpoint, release of the journal ──> log files (read)
+       └─────> memory, pinned ── flush worker: log files, checkpoint, release of the journal ──> log files (read)
 
-The event loop owns all bookkeeping; threads get snapshots and give back results. Every byte is written twice: once to the journal before
-it is acknowledged, once to its log file in a large write. What bounds the parts: a flush begins when `flush_bytes` are pinned, and while
-one is under way no group begins once `cache_bytes` are; so memory, journal and restart are bounded together.
+The event loop owns all bookkeeping; workers (threads, see `workers`) get snapshots and give back results. Every byte is written twice: once
+to the journal before it is acknowledged, once to its log file in a large write. What bounds the parts: a flush begins when `flush_bytes`
+are pinned, and while one is under way no group begins once `cache_bytes` are; so memory, journal and restart are bounded together.
 """
 
-import os
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,7 @@ from streamq.storage.journal import DISK_FULL
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
 from streamq.storage.log_index import IndexCache
 from streamq.storage.restart import Restarted, cut_entry, drop_entry, restart
+from streamq.storage.workers import ThreadWorkers, Workers
 
 __all__ = ["DiskSettings", "DiskStorage"]
 
@@ -67,11 +68,6 @@ class DiskSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"flush_bytes ({self.flush_bytes}) must be above zero and at most cache_bytes ({self.cache_bytes})")
 
 
-def _free_bytes(directory: Path) -> int:
-    stat = os.statvfs(directory)
-    return stat.f_bavail * stat.f_frsize
-
-
 class DiskStorage:
     """See `interface.Storage`. `open` blocks for as long as the journal takes to replay; call it in a thread."""
 
@@ -82,7 +78,7 @@ class DiskStorage:
         *,
         settings: DiskSettings | None = None,
         ops: FileOps | None = None,
-        free_bytes: Callable[[Path], int] = _free_bytes,
+        workers: Workers | None = None,
     ) -> "DiskStorage":
         """Takes the directory's lock, counts the start, reads checkpoint and journal. Damage is reported in `lost`.
 
@@ -91,12 +87,12 @@ class DiskStorage:
         """
         settings = settings or DiskSettings()
         ops = ops or FileOps()
-        lock = DirectoryLock(directory)
+        lock = DirectoryLock(directory, ops=ops)
         try:
             runs = DiskRuns(cache_bytes=settings.cache_bytes)
             identity = load_identity(directory, ops=ops)
             found = restart(directory, identity, runs, journal_file_bytes=settings.journal_file_bytes, ops=ops)
-            return cls(directory, found, lock=lock, settings=settings, ops=ops, free_bytes=free_bytes)
+            return cls(directory, found, lock=lock, settings=settings, ops=ops, workers=workers or ThreadWorkers())
         except BaseException:
             lock.release()
             raise
@@ -109,13 +105,13 @@ class DiskStorage:
         lock: DirectoryLock,
         settings: DiskSettings,
         ops: FileOps,
-        free_bytes: Callable[[Path], int],
+        workers: Workers,
     ) -> None:
         """Use `open`."""
         self._directory = directory
         self._settings = settings
         self._ops = ops
-        self._free_bytes = free_bytes
+        self._workers = workers
         self._lock = lock
         self._identity = found.identity
         self._lost = found.lost
@@ -126,8 +122,8 @@ class DiskStorage:
         self._derived = found.checkpoint.derived
         self._journal = found.journal
         indexes = IndexCache()
-        self._reader = DiskReader(directory, self._runs, incarnation=found.identity.incarnation, indexes=indexes, ops=ops)
-        self._commit = GroupCommit(found.journal)
+        self._reader = DiskReader(directory, self._runs, incarnation=found.identity.incarnation, indexes=indexes, ops=ops, workers=workers)
+        self._commit = GroupCommit(found.journal, workers.worker())
         self._flusher = Flusher(
             directory,
             incarnation=found.identity.incarnation,
@@ -217,17 +213,15 @@ class DiskStorage:
     async def run(self, on_durable: Callable[[list[object]], None]) -> None:
         self._on_durable = on_durable
         self._flushed_at = trio.current_time()
-        self._commit.start(self._deliver, self._fail)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._maintain)
-                await self._failed.wait()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._on_durable = None
-            # The group under way is finished, not broken off; its tokens are not given back, which loses nothing.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._commit.stop)
+        # The group under way is finished, not broken off; its tokens are not given back, which loses nothing.
+        async with self._commit.running(self._deliver, self._fail):
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._maintain)
+                    await self._failed.wait()
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._on_durable = None
         assert self._failure is not None
         raise self._failure
 
@@ -268,14 +262,14 @@ class DiskStorage:
     def _space_fault(self) -> str | None:
         """Room must be left for what was taken already, once in log files and perhaps once more in the journal, and for its next file."""
         self._unchecked_bytes = 0
-        free, reserve = self._free_bytes(self._directory), self._settings.reserve_bytes
+        free, reserve = self._ops.free_bytes(self._directory), self._settings.reserve_bytes
         next_file = self._settings.journal_file_bytes if self._journal.spare_needed() else 0
         if free >= reserve + 2 * self._runs.pinned_cost + next_file:
             return None
         return f"the disk is full: {free >> 20} MiB are free, and {reserve >> 20} MiB are kept for seals"
 
     async def _spare_fault(self) -> str | None:
-        if not self._journal.spare_needed() or await trio.to_thread.run_sync(self._journal.prepare_spare):
+        if not self._journal.spare_needed() or await self._workers.run(self._journal.prepare_spare):
             return None
         return "the disk is full: there is no room for another journal file"
 
@@ -322,7 +316,7 @@ class DiskStorage:
             position = await self._barrier()
             self._is_writing = True
             order = FlushOrder(snapshot, states, derived, position, False)
-            result = await trio.to_thread.run_sync(self._flusher.flush, order)
+            result = await self._workers.run(partial(self._flusher.flush, order))
         except BaseException as error:
             self._runs.fail_flush(snapshot)
             self._entries += entries
@@ -340,16 +334,16 @@ class DiskStorage:
             self._is_writing = False
             self._commit.go_on()
         if result is not None and result.is_complete:
-            await trio.to_thread.run_sync(result.tidy)
+            await self._workers.run(result.tidy)
 
     async def _barrier(self) -> JournalPosition:
         """The journal's position behind everything appended so far, once that is durable."""
-        loop, passed = trio.lowlevel.current_trio_token(), trio.Event()
+        passed = trio.Event()
         positions: list[JournalPosition] = []
 
         def on_passed(position: JournalPosition) -> None:
             positions.append(position)
-            loop.run_sync_soon(passed.set)
+            passed.set()
 
         self._commit.put(Barrier(on_passed))
         await passed.wait()
@@ -391,7 +385,7 @@ class DiskStorage:
         self._is_closed = True
         derived = self._collected()
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._close, derived)
+            await self._workers.run(partial(self._close, derived))
 
     def _close(self, derived: dict[str, bytes]) -> None:
         try:

@@ -1,9 +1,11 @@
-"""The few operations on files that storage needs, behind one class, so that tests can fail, tear and count them.
+"""What storage asks of the operating system, behind one class, so that tests can fail, tear and count it and a simulation stand in for it.
 
-`FileOps` is the operating system itself; a test passes a subclass of it. Two rules hold for whoever uses it: a write or sync that raises
-is never tried again (P-15), and a file that is created, replaced or removed counts only once its directory has been synced.
+`FileOps` is the operating system itself; a test passes a subclass of it. Nothing else in storage opens, locks, measures or draws. Two rules
+hold for whoever uses it: a write or sync that raises is never tried again (P-15), and a file that is created, replaced or removed counts
+only once its directory has been synced.
 """
 
+import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,21 @@ class FileOps:
 
     def open_to_read(self, path: Path) -> int:
         return os.open(path, os.O_RDONLY)
+
+    def lock(self, path: Path) -> int:
+        """Opens the file, made if it is not there, and locks it until `close` or the end of the process; its content names the process.
+
+        Raises BlockingIOError if another process has locked it.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -51,6 +68,18 @@ class FileOps:
 
     def exists(self, path: Path) -> bool:
         return path.exists()
+
+    def is_file(self, path: Path) -> bool:
+        return path.is_file()
+
+    def free_bytes(self, directory: Path) -> int:
+        """What this process may still take of the file system."""
+        stat = os.statvfs(directory)
+        return stat.f_bavail * stat.f_frsize
+
+    def random_bytes(self, count: int) -> bytes:
+        """For keys and ids that nobody may ever draw again."""
+        return os.urandom(count)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -1,4 +1,4 @@
-"""A flush: from memory to log files, then a checkpoint, then the journal is released (P-27). Runs in a thread, beside the group commits.
+"""A flush: from memory to log files, then a checkpoint, then the journal is released (P-27). A worker does it, beside the group commits.
 
 The order is what makes it safe. Batches are written behind what the last checkpoint names, and synced; then both copies of the new
 checkpoint are made durable; only then is the journal released, are cut files shortened, and files removed that no checkpoint names any
@@ -146,7 +146,7 @@ class Flusher:
         with suppress(OSError):
             for path, size in shortened:
                 self._shorten(path, size)
-            for partition, name in order.snapshot.doomed:
+            for partition, name in sorted(order.snapshot.doomed):
                 self._remove(partition, name)
             self._sweep(rows)
             if order.is_last:

@@ -1,26 +1,25 @@
-"""Group commits: the one thread that writes to the journal.
+"""Group commits: the one worker that writes to the journal.
 
 Everything queued while a group is being written and synced goes into the next one (P-27), so a busy disk makes larger groups, not longer
-queues. The event loop puts work into a queue that wakes the thread without a system call of its own, and gets all tokens of a group back in
+queues. The event loop puts work into a queue that wakes the worker without a system call of its own, and gets all tokens of a group back in
 one call: a hop between threads costs as much as a whole small group otherwise.
 
     event loop   put(work) ......................... deliver(tokens)
-    journal thread     take all that is queued, write_group, sync; the idle mark when nothing has come for a while
+    worker             take all that is queued, write, sync; the idle mark when nothing has come for a while
 """
 
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from enum import Enum
-from queue import Empty, SimpleQueue
+from functools import partial
+from queue import Empty
 from typing import Final, NamedTuple
-
-import trio
 
 from streamq.storage.journal import Journal
 from streamq.storage.journal_format import JournalEntry, JournalPosition
+from streamq.storage.workers import Worker
 
-__all__ = ["NOTHING", "Barrier", "GroupCommit", "Work"]
+__all__ = ["NOTHING", "Barrier", "GroupCommit", "Queued", "Work"]
 
 GROUP_BYTES: Final = 8 << 20
 """A group takes no more work once it has this much."""
@@ -41,7 +40,7 @@ class Work(NamedTuple):
 
 
 class Barrier(NamedTuple):
-    """`passed` is called in the journal's thread with the position behind everything that was put before."""
+    """`passed` is called in the event loop with the position behind everything that was put before, once that is durable."""
 
     passed: Callable[[JournalPosition], None]
 
@@ -51,99 +50,98 @@ class _Signal(Enum):
     IDLE = "nothing else is queued"
 
 
+Queued = Work | Barrier | _Signal
 Give = Callable[[list[object]], None]
 
 
 class GroupCommit:
-    """The queue and the thread. `start` and `stop` may follow each other; what is queued meanwhile stays queued."""
+    """The queue and what is made of it. `running` may follow `running`; what is queued meanwhile stays queued."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, worker: Worker[Queued]) -> None:
         self._journal = journal
-        self._queue: SimpleQueue[Work | Barrier | _Signal] = SimpleQueue()
+        self._worker = worker
         self._unwritten: list[Work] = []  # taken from the queue when it was time to stop
-        self._thread: threading.Thread | None = None
+        self._is_running = False
         self._is_stopping = False
-        self._gate = threading.Event()
-        self._gate.set()
         self._needs_mark = False
-
-    def put(self, work: Work | Barrier) -> None:
-        self._queue.put(work)
+        self.put: Callable[[Work | Barrier], None] = worker.put
 
     def hold(self) -> None:
         """No further group begins until `go_on`: memory is full of what no log file holds yet."""
-        self._gate.clear()
+        self._worker.hold()
 
     def go_on(self) -> None:
-        self._gate.set()
+        self._worker.go_on()
 
-    def start(self, deliver: Give, failed: Callable[[BaseException], None]) -> None:
-        """Both are called in the event loop that calls this."""
-        assert self._thread is None
-        self._is_stopping = False
-        loop = trio.lowlevel.current_trio_token()
-        self._thread = threading.Thread(target=self._run, args=(loop, deliver, failed), name="streamq journal", daemon=True)
-        self._thread.start()
+    @asynccontextmanager
+    async def running(self, deliver: Give, failed: Callable[[BaseException], None]) -> AsyncIterator[None]:
+        """Groups are written beside the block. Its end waits, shielded, until the group under way is done; the rest stays queued.
 
-    def stop(self) -> None:
-        """Blocks until the group under way is done. The rest stays queued."""
-        if self._thread is not None:
-            self._is_stopping = True
-            self._gate.set()
-            self._queue.put(_Signal.STOP)
-            self._thread.join()
-            self._thread = None
+        Both are called in the event loop.
+        """
+        assert not self._is_running
+        self._is_running, self._is_stopping = True, False
+        try:
+            async with self._worker.working(partial(self._run, deliver, failed)):
+                try:
+                    yield
+                finally:
+                    self._is_stopping = True
+                    self._worker.go_on()
+                    self._worker.put(_Signal.STOP)
+        finally:
+            self._is_running = False
 
     def drain(self) -> None:
-        """Blocks until all that is queued is durable; only while no thread runs. Nobody is told."""
-        assert self._thread is None
+        """Blocks until all that is queued is durable; only while nothing runs. Nobody is told."""
+        assert not self._is_running
         unwritten, self._unwritten = self._unwritten, []
-        while not self._queue.empty():
-            work = self._queue.get_nowait()
+        queue = self._worker.queue
+        while not queue.empty():
+            work = queue.get_nowait()
             if isinstance(work, Work):
                 unwritten.append(work)
         if unwritten:
             self._journal.write_group([entry for work in unwritten for entry in work.entries])
         self._journal.write_mark()
 
-    def _run(self, loop: trio.lowlevel.TrioToken, deliver: Give, failed: Callable[[BaseException], None]) -> None:
+    async def _run(self, deliver: Give, failed: Callable[[BaseException], None]) -> None:
+        tell = self._worker.tell
         try:
-            self._commit(lambda tokens: loop.run_sync_soon(deliver, tokens))
+            await self._commit(lambda tokens: tell(deliver, tokens))
         except BaseException as error:  # whatever it is, the owner has to know that nothing is written any more
-            with suppress(trio.RunFinishedError):
-                loop.run_sync_soon(failed, error)
+            tell(failed, error)
 
-    def _commit(self, give: Give) -> None:
+    async def _commit(self, give: Give) -> None:
         while True:
-            ended_by = self._next()
+            ended_by = await self._next()
             if isinstance(ended_by, Work):
-                self._gate.wait()
+                await self._worker.passes_gate()
                 if self._is_stopping:
                     self._unwritten.append(ended_by)
                     return
-                ended_by = self._write_group(ended_by, give)
+                ended_by = await self._write_group(ended_by, give)
             if isinstance(ended_by, Barrier):
-                ended_by.passed(self._journal.position)
+                self._worker.tell(ended_by.passed, self._journal.position)
             elif ended_by is _Signal.STOP:
                 return
 
-    def _next(self) -> Work | Barrier | _Signal:
-        if self._needs_mark:
-            try:
-                return self._queue.get(timeout=IDLE_MARK_S)
-            except Empty:
-                self._journal.write_mark()
-                self._needs_mark = False
-        return self._queue.get()
+    async def _next(self) -> Queued:
+        while True:
+            following = await self._worker.take(IDLE_MARK_S if self._needs_mark else None)
+            if following is not None:
+                return following
+            await self._worker.do(self._journal.write_mark)
+            self._needs_mark = False
 
-    def _write_group(self, work: Work, give: Give) -> Barrier | _Signal:
+    async def _write_group(self, work: Work, give: Give) -> Barrier | _Signal:
         """Writes this work and what else is queued as one group. Returns what ended it."""
-        queue = self._queue
+        queue = self._worker.queue
         entries: list[JournalEntry] = []
         tokens: list[object] = []
         early: list[object] = []
         cost = 0
-        following: Work | Barrier | _Signal = work
+        following: Queued = work
         while isinstance(following, Work):
             entries += following.entries
             if following.token is not NOTHING:
@@ -153,7 +151,10 @@ class GroupCommit:
                 following = queue.get_nowait() if cost < GROUP_BYTES else _Signal.IDLE
             except Empty:
                 following = _Signal.IDLE
-        self._journal.write_group(entries, written=(lambda: give(early)) if early else None)
+        await self._worker.do(partial(self._journal.write, entries))
+        if early:
+            give(early)  # P-37
+        await self._worker.do(self._journal.sync)
         self._needs_mark = True
         if tokens:
             give(tokens)

@@ -8,8 +8,6 @@ An empty directory is nobody's: nothing here makes one by itself. `create_identi
 `new_incarnation` that of `streamq broker rejoin`, which throws nothing away: what lay there is set aside.
 """
 
-import fcntl
-import os
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -57,33 +55,35 @@ class DirectoryLock:
     Raises UnavailableError if another process holds it, NotFoundError if there is no such directory.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, ops: FileOps | None = None) -> None:
+        self._ops = ops or FileOps()
         try:
-            self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._fd = self._ops.lock(directory / LOCK)
         except FileNotFoundError:
             raise _nobodys(directory) from None
+        except BlockingIOError:
+            raise UnavailableError(
+                f"the data directory {directory} is open in another process (pid {self._holder(directory / LOCK)})",
+                code="busy",
+                hint="stop that process first, or use another directory",
+            ) from None
         except OSError as error:
             raise UnavailableError(
                 f"the data directory {directory} cannot be opened for writing: {error.strerror}",
                 code="unavailable",
                 hint="the broker's user must own the directory, and its file system must be writable and not full",
             ) from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._fd)
-            raise UnavailableError(
-                f"the data directory {directory} is open in another process (pid {holder})",
-                code="busy",
-                hint="stop that process first, or use another directory",
-            ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """The lock file stays: removing it would let two processes lock two files."""
-        os.close(self._fd)
+        self._ops.close(self._fd)
+
+    def _holder(self, path: Path) -> str:
+        fd = self._ops.open_to_read(path)
+        try:
+            return self._ops.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        finally:
+            self._ops.close(fd)
 
 
 def create_identity(
@@ -110,7 +110,7 @@ def create_identity(
         )
     ops.make_directory(directory)
     ops.sync_directory(directory.parent)
-    identity = Identity(cluster, broker, incarnation or os.urandom(16), first_voters, 0)
+    identity = Identity(cluster, broker, incarnation or ops.random_bytes(16), first_voters, 0)
     _write_starts(ops, directory, identity)
     content = _IdentityFile(FORMAT_VERSION, cluster, broker, identity.incarnation, first_voters)
     replace_file(ops, directory / IDENTITY, _sealed(IDENTITY_MAGIC, content))
@@ -198,7 +198,7 @@ def _contents(ops: FileOps, directory: Path) -> list[str]:
     names = ops.names(directory)
     ignored = [LOCK, "lost+found", f"{IDENTITY}.new", f"{STARTS}.new", *([STARTS] if IDENTITY not in names else [])]
     present = [name for name in names if name not in ignored and not name.startswith(SET_ASIDE)]
-    return [name for name in present if not (name.endswith(OPERATORS_SUFFIXES) and (directory / name).is_file())]
+    return [name for name in present if not (name.endswith(OPERATORS_SUFFIXES) and ops.is_file(directory / name))]
 
 
 def _write_starts(ops: FileOps, directory: Path, identity: Identity) -> None:

@@ -6,20 +6,19 @@ written; so each group proves the ones before it. When a file is full, the next 
 synced before the first group goes into it. `release` gives files back whose contents are durable elsewhere.
 
     prepare_spare          a new file is filled with zeros, synced, and only then gets its name
-    write_group            head, table, repeat, bodies; fdatasync; the position moves on
+    write, sync            head, table, repeat, bodies; then fdatasync, and the position moves on
     write_mark             an empty group, soon after the last: proves that it was synced (P-29)
     release                files wholly before a checkpoint become spares
 
 Any error of a write or a sync is final: the journal refuses everything afterwards (P-15). A full disk is no such error as long as it meets
 `prepare_spare`: that is why there should always be a spare.
 
-`write_group` and `write_mark` are called by one thread at a time; `prepare_spare` and `release` may run beside them.
+`write`, `sync` and what consists of them are called by one thread at a time; `prepare_spare` and `release` may run beside them.
 """
 
 import errno
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -72,7 +71,7 @@ class Journal:
         self._ops = ops or FileOps()
         self._folder = directory / FOLDER
         self._incarnation = incarnation
-        self._key = recovered.key or os.urandom(16)
+        self._key = recovered.key or self._ops.random_bytes(16)
         self._file_bytes = file_bytes
         self._table_bytes_max = min(TABLE_BYTES_MAX, file_bytes // 8)
         self._start = recovered.start
@@ -80,6 +79,7 @@ class Journal:
         self._synced = recovered.synced
         self._released = recovered.replay_from
         self._last = recovered.last
+        self._unsynced: tuple[int, JournalPosition, bytes, int] | None = None  # the group that was written: where, its head, its end
         self._is_marked = False
         self._failure: str | None = None
         self._lock = threading.Lock()
@@ -167,28 +167,46 @@ class Journal:
 
     # --- writing -------------------------------------------------------------------------------------------------------
 
-    def write_group(self, entries: Sequence[JournalEntry], *, written: Callable[[], None] | None = None) -> JournalPosition:
-        """Blocks until all entries are durable, in their order; returns the position behind them.
+    def write(self, entries: Sequence[JournalEntry]) -> None:
+        """Blocks until all entries are handed to the operating system, in their order (P-37). Only `sync` may follow.
 
-        Entries beyond one group's bounds go into several groups, each written and synced before the next. `written` is called when all are
-        handed to the operating system and the last sync has not begun (P-37). The first group after a start carries the new number of the
-        start, so what lay behind a cut never comes back. Raises ValueError, with nothing written, for an entry beyond the bounds;
-        StorageFailedError, final, when a write or a sync fails.
+        Entries beyond one group's bounds go into several groups, each written and synced before the next; only the last is left to `sync`.
+        The first group after a start carries the new number of the start, so what lay behind a cut never comes back. Raises ValueError,
+        with nothing written, for an entry beyond the bounds; StorageFailedError, final, when a write or a sync fails.
         """
         self._refuse_if_failed()
+        assert self._unsynced is None, "a group was written and not synced"
         parts = list(self._parts(entries))
         try:
             for at, (rows, buffers, body_bytes) in enumerate(parts):
-                self._write(rows, buffers, body_bytes, written if at == len(parts) - 1 else None)
+                if at:
+                    self._sync()
+                self._write(rows, buffers, body_bytes)
             self._is_marked = not entries
-            if not self._may_overwrite or not self._manifest_is_whole:
-                self._after_first_group()
         except OSError as error:
             self._fail(error)
         except BaseException:
             self._failure = "a write was broken off"
             raise
+
+    def sync(self) -> JournalPosition:
+        """Blocks until all that was written is durable; returns the position behind it. Raises StorageFailedError, final."""
+        self._refuse_if_failed()
+        try:
+            self._sync()
+            if not self._may_overwrite or not self._manifest_is_whole:
+                self._after_first_group()
+        except OSError as error:
+            self._fail(error)
+        except BaseException:
+            self._failure = "a sync was broken off"
+            raise
         return self._position
+
+    def write_group(self, entries: Sequence[JournalEntry]) -> JournalPosition:
+        """`write` and `sync`: blocks until all entries are durable, in their order; returns the position behind them."""
+        self.write(entries)
+        return self.sync()
 
     def write_mark(self) -> None:
         """Blocks until it is recorded that everything so far is synced (P-29): soon after the last group, and at a clean stop.
@@ -224,7 +242,7 @@ class Journal:
             body_bytes += length
         yield rows, buffers, body_bytes
 
-    def _write(self, rows: list[bytes], buffers: list[bytes], body_bytes: int, written: Callable[[], None] | None) -> None:
+    def _write(self, rows: list[bytes], buffers: list[bytes], body_bytes: int) -> None:
         before, repeat = self._last
         if len(repeat) > GROUP_HEAD_BYTES + self._table_bytes_max:
             repeat = b""
@@ -237,9 +255,13 @@ class Journal:
         )  # fmt: skip
         end = write_fully(self._ops, fd, [head + repeat, *buffers, ZEROS[: padded(length) - length]], position.offset)
         assert end == position.offset + padded(length)
-        if written is not None:
-            written()
+        self._unsynced = (fd, position, head, end)
+
+    def _sync(self) -> None:
+        assert self._unsynced is not None, "nothing was written"
+        fd, position, head, end = self._unsynced
         self._ops.fdatasync(fd)
+        self._unsynced = None
         self._last = (position, head)
         self._synced = self._position = JournalPosition(position.file, end)
 

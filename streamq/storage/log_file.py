@@ -180,7 +180,7 @@ class LogWriter:
     def sync(self) -> None:
         """Makes all of it durable."""
         self._sync_open()
-        for directory in self._made_in:
+        for directory in sorted(self._made_in):
             self._ops.sync_directory(directory)
         self._made_in.clear()
 

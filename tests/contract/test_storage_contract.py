@@ -1,15 +1,21 @@
 """What every storage promises (`streamq.storage.interface`), for each implementation."""
 
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from random import Random
+from typing import Any, Protocol
 
 import pytest
+import trio
+import trio.testing
 
 from streamq.model.registers import Voters
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.interface import Identity, Run, Storage
 from streamq.storage.memory_storage import MemoryStorage
+from tests.sim.disk import SimulatedDisk
+from tests.sim.simulated_storage import format_directory, open_storage
 from tests.support.stored_batches import P1, P2, SMALL, batch, batches, make_directory, read_all, running, store
 
 
@@ -51,8 +57,35 @@ class OnDisk:
         return self.first()
 
 
-@pytest.fixture(params=["memory", "disk"])
+class OnSimulatedDisk:
+    """The power goes at each crash."""
+
+    def __init__(self) -> None:
+        self._disk = SimulatedDisk(Random(1))
+        format_directory(self._disk, cluster=b"cluster.........", broker="b1", first_voters=Voters(1, ()))
+
+    def first(self) -> Storage:
+        return open_storage(self._disk)
+
+    def crashed(self, storage: Storage) -> Storage:
+        self._disk.crash()
+        return self.first()
+
+    def stopped(self, storage: Storage) -> Storage:
+        return self.first()
+
+
+def in_virtual_time(main: Callable[[], Awaitable[None]], **options: Any) -> None:
+    trio.run(main, **{**options, "clock": trio.testing.MockClock(autojump_threshold=0)})
+
+
+simulated = pytest.param("simulated disk", marks=pytest.mark.trio(run=in_virtual_time))
+
+
+@pytest.fixture(params=["memory", "disk", simulated])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    if request.param == "simulated disk":
+        return OnSimulatedDisk()
     return InMemory() if request.param == "memory" else OnDisk(tmp_path)
 
 

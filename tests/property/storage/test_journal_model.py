@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from streamq.model.batches import Batch
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown
 from streamq.storage.journal_format import BLOCK_BYTES, NOWHERE, JournalEntry, JournalPosition, StateEntry
-from tests.unit.storage.journal_lab import DIRECTORY, Lab, Read
-from tests.unit.storage.simulated_disk import HostCrashError, batch_of
+from tests.sim.disk import HostCrashError
+from tests.unit.storage.journal_lab import DIRECTORY, Lab, Read, batch_of
 
 
 class Model:

@@ -12,7 +12,7 @@ from streamq.model.registers import Voters
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.interface import Identity, Run, Storage
 from streamq.storage.memory_storage import MemoryStorage
-from tests.support.simulated_storage import SimulatedDirectory, opened_on
+from tests.support.simulated_storage import formatted_disk, opened_on
 from tests.support.stored_batches import P1, P2, batches, read_all, running
 
 PARTITIONS = (P1, P2)
@@ -100,7 +100,7 @@ async def follow(sequence: list[tuple[object, ...]], storage: Storage, again: Ca
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(sequence=st.lists(steps, min_size=8, max_size=40), seed=st.integers(0, 1000))
 def test_storage_is_what_was_done_to_it(kind: str, sequence: list[tuple[object, ...]], seed: int) -> None:
-    disk = SimulatedDirectory(Random(seed))
+    disk = formatted_disk(Random(seed))
 
     def again(storage: Storage) -> Storage:
         if isinstance(storage, MemoryStorage):

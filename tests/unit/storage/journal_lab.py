@@ -6,20 +6,45 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from streamq.model.batches import Batch
+from streamq.model.batches import COMPRESSION_NONE, Batch, BatchHeader
+from streamq.model.ids import NO_PRODUCER
 from streamq.storage.interface import Lost, LostBatches, LostState
 from streamq.storage.journal import Journal
 from streamq.storage.journal_files import FOLDER
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
 from streamq.storage.journal_recovery import Recovered, Replayed, recover
-from tests.unit.storage.simulated_disk import SimulatedDisk, batch_of
+from streamq.wire.batch_format import encode_batch
+from tests.sim.disk import ROOT, SimulatedDisk
 
-__all__ = ["DIRECTORY", "FILE_BYTES", "INCARNATION", "LIMBO", "Lab", "Read", "expected_loss", "flat", "three_groups"]
+__all__ = [
+    "DIRECTORY",
+    "FILE_BYTES",
+    "INCARNATION",
+    "LIMBO",
+    "Lab",
+    "Read",
+    "batch_of",
+    "expected_loss",
+    "flat",
+    "partition_id",
+    "three_groups",
+]
 
-DIRECTORY = Path("/simulated")
+DIRECTORY = ROOT
 INCARNATION = b"i" * 16
 LIMBO = StateEntry("limbo", b"recorded")
 FILE_BYTES = 1 << 20
+
+
+def partition_id(number: int) -> bytes:
+    return number.to_bytes(2, "big") * 8
+
+
+def batch_of(partition: int, base: int, payload: bytes, *, records: int = 1, epoch: int = 1) -> Batch:
+    header = BatchHeader(
+        partition_id(partition), records, 0, len(payload), 0, NO_PRODUCER, 0, 0, 1, 1, epoch, base, 1, compression=COMPRESSION_NONE
+    )
+    return encode_batch(header, payload)
 
 
 class Read(NamedTuple):
@@ -42,7 +67,9 @@ class Lab:
         self.disk = SimulatedDisk(Random(seed))
         self.file_bytes = file_bytes
         self.starts = 1
-        self.journal = Journal.create(DIRECTORY, incarnation=INCARNATION, start_number=1, file_bytes=file_bytes, files=files, ops=self.disk)
+        self.journal = Journal.create(
+            DIRECTORY, incarnation=INCARNATION, start_number=1, file_bytes=file_bytes, files=files, ops=self.disk.ops
+        )
 
     def read(self, replay_from: JournalPosition | None = None, *, incarnation: bytes = INCARNATION) -> Read:
         replayed: list[Replayed] = []
@@ -51,7 +78,7 @@ class Lab:
             replayed.extend(entries)
 
         recovered = recover(
-            DIRECTORY, incarnation=incarnation, replay_from=replay_from, start_number=self.starts + 1, deliver=deliver, ops=self.disk
+            DIRECTORY, incarnation=incarnation, replay_from=replay_from, start_number=self.starts + 1, deliver=deliver, ops=self.disk.ops
         )
         return Read(recovered, replayed)
 
@@ -59,7 +86,7 @@ class Lab:
         """Reads, resumes and, if there is a limbo to record, writes it as the first group."""
         read = self.read(replay_from)
         self.starts += 1
-        self.journal = Journal.resume(DIRECTORY, read.recovered, incarnation=INCARNATION, file_bytes=self.file_bytes, ops=self.disk)
+        self.journal = Journal.resume(DIRECTORY, read.recovered, incarnation=INCARNATION, file_bytes=self.file_bytes, ops=self.disk.ops)
         if limbo:
             self.journal.write_group(limbo)
         return read

@@ -514,7 +514,9 @@ async def test_a_full_disk_refuses_batches_keeps_states_and_recovers_by_itself(d
 
 async def test_little_free_space_refuses_batches(directory: Path) -> None:
     free = [10 << 20]
-    storage = DiskStorage.open(directory, settings=msgspec.structs.replace(SMALL, reserve_bytes=64 << 20), free_bytes=lambda _: free[0])
+    ops = FileOps()
+    ops.free_bytes = lambda directory: free[0]  # type: ignore[method-assign]
+    storage = DiskStorage.open(directory, settings=msgspec.structs.replace(SMALL, reserve_bytes=64 << 20), ops=ops)
     async with running(storage):
         storage._due.set()
         await trio.sleep(0.05)

@@ -10,9 +10,9 @@ import trio
 
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.interface import StorageFailedError
-from tests.support.simulated_storage import SimulatedDirectory, opened_on
+from tests.sim.disk import HostCrashError
+from tests.support.simulated_storage import formatted_disk, opened_on
 from tests.support.stored_batches import P1, P2, SMALL, batch, batches, make_directory, read_all
-from tests.unit.storage.simulated_disk import HostCrashError
 
 APPEND_OFFSETS_MAX = 8
 
@@ -87,7 +87,7 @@ async def test_a_host_that_crashes_again_and_again_loses_nothing_given_back(seed
     replayed = checkpoints = 0
     for life in range(3):
         chance = Random(f"{seed} {life}")
-        disk = SimulatedDirectory(chance)
+        disk = formatted_disk(chance)
         writer = Writer(chance)
         for _ in range(6):
             storage = opened_on(disk)

@@ -4,7 +4,6 @@ import errno
 import os
 import threading
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -13,8 +12,7 @@ from streamq.storage.interface import StorageFailedError
 from streamq.storage.journal import Journal
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
 from streamq.storage.journal_recovery import recover
-from tests.unit.storage.journal_lab import FILE_BYTES, INCARNATION, Lab
-from tests.unit.storage.simulated_disk import SimulatedDisk, batch_of
+from tests.unit.storage.journal_lab import FILE_BYTES, INCARNATION, Lab, batch_of
 
 
 def test_everything_written_comes_back_in_order_over_many_files() -> None:
@@ -127,7 +125,7 @@ def test_files_of_another_size_are_read_and_then_replaced() -> None:
     for i in range(60):
         lab.journal.write_group([batch_of(2, i, os.urandom(90_000))])
         lab.journal.release(lab.journal.position)
-    sizes = [lab.disk.size(path) for path in lab.disk.paths() if path.suffix == ".journal"]
+    sizes = [len(lab.disk.content(path)) for path in lab.disk.paths() if path.suffix == ".journal"]
     assert 2 * FILE_BYTES in sizes
     assert len(sizes) <= 4
 
@@ -146,14 +144,29 @@ def test_a_mark_is_written_once_and_proves_the_last_group() -> None:
     assert read.lost == ()
 
 
-def test_written_is_called_once_after_the_last_write_and_before_its_sync() -> None:
-    """P-37: who is content with memory is answered there; who is not waits for a sync that began after the last byte was written."""
+def test_everything_is_written_before_the_sync_that_makes_it_durable() -> None:
+    """P-37: who is content with memory is answered in between; who is not waits for a sync that began after the last byte was written."""
     lab = Lab()
     operations: list[str] = []
     lab.disk.before = operations.append
-    lab.journal.write_group([batch_of(1, i, bytes(400_000)) for i in range(3)], written=lambda: operations.append("written"))
-    assert operations.count("written") == 1
-    assert operations[operations.index("written") :] == ["written", "sync"]
+    before = lab.journal.position
+    lab.journal.write([batch_of(1, i, bytes(400_000)) for i in range(3)])
+    assert lab.journal.position.file > before.file, "several groups, all but the last of them synced"
+    written = len(operations)
+    position = lab.journal.sync()
+    assert operations[written:] == ["sync"]
+    assert lab.journal.position == position
+
+
+def test_one_group_is_synced_before_the_next_is_written() -> None:
+    """Otherwise a group would not prove the one before it."""
+    lab = Lab()
+    lab.journal.write([StateEntry("a", b"1")])
+    with pytest.raises(AssertionError):
+        lab.journal.write([StateEntry("b", b"2")])
+    lab.journal.sync()
+    with pytest.raises(AssertionError):
+        lab.journal.sync()
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])
@@ -236,7 +249,7 @@ def test_creating_again_begins_anew() -> None:
     """Before the first start is counted nothing can have been acknowledged, so what lies there is removed."""
     lab = Lab()
     lab.journal.write_group([StateEntry("a", b"1")])
-    lab.journal = Journal.create(lab.folder.parent, incarnation=INCARNATION, start_number=1, file_bytes=FILE_BYTES, ops=lab.disk)
+    lab.journal = Journal.create(lab.folder.parent, incarnation=INCARNATION, start_number=1, file_bytes=FILE_BYTES, ops=lab.disk.ops)
     assert lab.read().entries == []
     assert lab.read().lost == ()
 
@@ -256,26 +269,16 @@ def test_short_writes_are_completed(tmp_path: Path) -> None:
 
 
 def test_a_bug_in_the_middle_of_a_write_stops_the_journal() -> None:
-    lab = Lab()
+    for broken in ("write", "sync"):
+        lab = Lab()
 
-    def bug() -> NoReturn:
-        raise RuntimeError("a bug")
+        def bug(operation: str, broken: str = broken) -> None:
+            if operation == broken:
+                raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        lab.journal.write_group([StateEntry("a", b"1")], written=bug)
-    with pytest.raises(StorageFailedError):
-        lab.journal.write_group([])
-
-
-def test_the_simulated_disk_forgets_what_was_not_synced() -> None:
-    """The tests above and beside stand on this."""
-    lab = Lab()
-    disk: SimulatedDisk = lab.disk
-    path = lab.folder / "loose"
-    fd = disk.open(path, create=True)
-    disk.pwritev(fd, [b"synced"], 0)
-    disk.fsync(fd)
-    disk.sync_directory(lab.folder)
-    disk.pwritev(fd, [bytes(10_000)], 6)
-    disk.crash()
-    assert bytes(disk.content(path)[:6]) == b"synced"
+        lab.disk.before = bug
+        with pytest.raises(RuntimeError, match="a bug"):
+            lab.journal.write_group([StateEntry("a", b"1")])
+        lab.disk.before = lambda operation: None
+        with pytest.raises(StorageFailedError):
+            lab.journal.write_group([])

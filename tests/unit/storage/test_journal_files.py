@@ -8,8 +8,19 @@ from streamq.storage.interface import LostUnknown, StorageFailedError
 from streamq.storage.journal import Journal
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
-from tests.unit.storage.journal_lab import DIRECTORY, FILE_BYTES, INCARNATION, LIMBO, Lab, Read, expected_loss, flat, three_groups
-from tests.unit.storage.simulated_disk import HostCrashError, batch_of
+from tests.sim.disk import HostCrashError
+from tests.unit.storage.journal_lab import (
+    DIRECTORY,
+    FILE_BYTES,
+    INCARNATION,
+    LIMBO,
+    Lab,
+    Read,
+    batch_of,
+    expected_loss,
+    flat,
+    three_groups,
+)
 
 
 def long_journal(lab: Lab) -> list[JournalEntry]:
@@ -81,7 +92,7 @@ def test_a_wiped_file_is_an_unknown_loss() -> None:
 
 def test_a_file_of_another_directory_is_never_read_and_is_set_aside() -> None:
     """P-31: its groups are whole, and even its sequence fits."""
-    other = Lab()
+    other = Lab(seed=2)
     foreign = long_journal(other)
     lab = Lab()
     written = long_journal(lab)
@@ -174,14 +185,14 @@ def test_unreadable_sectors_are_damage_not_a_crash(monkeypatch: pytest.MonkeyPat
     groups, ends = three_groups(lab)
     lab.journal.write_mark()
     bad = ends[1].offset + 1000
-    pread = lab.disk.pread
+    pread = lab.disk.ops.pread
 
     def failing(fd: int, length: int, offset: int) -> bytes:
         if offset <= bad < offset + length:
             raise OSError(5, "input/output error")
         return pread(fd, length, offset)
 
-    monkeypatch.setattr(lab.disk, "pread", failing)
+    monkeypatch.setattr(lab.disk.ops, "pread", failing)
     read = lab.read()
     assert flat(groups[:1]) + groups[2] == [entry for entry in read.entries if entry not in groups[1]]
     assert set(read.lost) <= {expected_loss(entry) for entry in groups[1]}
@@ -204,7 +215,7 @@ def test_a_group_that_the_disk_does_not_hold_is_cut_though_the_cache_has_it(monk
     lab = Lab()
     groups, ends = three_groups(lab)
     path = lab.path(1)
-    monkeypatch.setattr(lab.disk, "drop_cache", lambda fd, offset, length: lab.disk.flip(path, ends[2].offset + 1000))
+    monkeypatch.setattr(lab.disk.ops, "drop_cache", lambda fd, offset, length: lab.disk.flip(path, ends[2].offset + 1000))
     read = lab.read()
     assert read.entries == flat(groups[:2])
     assert read.recovered.end == ends[2]
@@ -215,7 +226,7 @@ def test_a_payload_cannot_pose_as_a_group() -> None:
     lab = Lab()
     lab.journal.write_group([StateEntry("a", b"1")])
     lab.journal.write_group([StateEntry("b", b"2")])
-    other = Lab()
+    other = Lab(seed=2)
     other.journal.write_group([StateEntry("a", b"1")])
     for _ in range(3):
         other.journal.write_group([StateEntry("forged", b"!")])
@@ -255,13 +266,13 @@ def test_a_failed_sync_at_resume_is_final() -> None:
     read = lab.read()
     lab.disk.before = fail
     with pytest.raises(StorageFailedError):
-        Journal.resume(DIRECTORY, read.recovered, incarnation=INCARNATION, file_bytes=FILE_BYTES, ops=lab.disk)
+        Journal.resume(DIRECTORY, read.recovered, incarnation=INCARNATION, file_bytes=FILE_BYTES, ops=lab.disk.ops)
 
 
 def test_a_reader_gives_zeros_behind_the_end() -> None:
     lab = Lab()
     three_groups(lab)
-    reader = FileReader(lab.disk, lab.path(1), FILE_BYTES + 8192)
+    reader = FileReader(lab.disk.ops, lab.path(1), FILE_BYTES + 8192)
     assert reader.read(FILE_BYTES, 100) == bytes(100)
     reader.close()
 
@@ -284,14 +295,14 @@ def test_a_tail_that_cannot_be_read_is_no_torn_tail(monkeypatch: pytest.MonkeyPa
     """A crash leaves wrong bytes, never unreadable ones: what was there may have been acknowledged."""
     lab = Lab()
     groups, ends = three_groups(lab)
-    pread = lab.disk.pread
+    pread = lab.disk.ops.pread
 
     def failing(fd: int, length: int, offset: int) -> bytes:
         if offset < ends[3].offset and offset + length > ends[1].offset:
             raise OSError(5, "input/output error")
         return pread(fd, length, offset)
 
-    monkeypatch.setattr(lab.disk, "pread", failing)
+    monkeypatch.setattr(lab.disk.ops, "pread", failing)
     read = lab.read()
     assert read.entries == groups[0]
     assert LostUnknown in {type(lost) for lost in read.lost}

@@ -7,8 +7,8 @@ import pytest
 
 from streamq.storage.interface import LostBatches, LostState, LostUnknown
 from streamq.storage.journal_format import JournalEntry, JournalPosition, StateEntry
-from tests.unit.storage.journal_lab import DIRECTORY, LIMBO, Lab, expected_loss, flat, three_groups
-from tests.unit.storage.simulated_disk import HostCrashError, batch_of, partition_id
+from tests.sim.disk import HostCrashError
+from tests.unit.storage.journal_lab import DIRECTORY, LIMBO, Lab, batch_of, expected_loss, flat, partition_id, three_groups
 
 # --- torn tails ------------------------------------------------------------------------------------------------------------
 
