@@ -152,7 +152,7 @@ async def test_a_restart_sees_everything_durable(kind: Kind, cleanly: bool) -> N
     assert dict(after.runs(P1)) == {1: Run(0, 120)}
     assert dict(after.runs(P2)) == {4: Run(7, 9)}
     assert dict(after.states()) == {"b": b"2"}
-    assert await after.read(P1, 1, 0, max_bytes=1 << 20) == batches(0, 120)
+    assert await read_all(after, P1, 1, 0) == batches(0, 120)
     await store(after, *batches(120, 122))
     assert await read_all(kind.crashed(after), P1, 1, 119) == batches(118, 122)
 
