@@ -65,6 +65,8 @@ class Partition:
         self.is_dropped = False
         self.trouble = ""
         """What the last takeover here failed of, as told in the log."""
+        self.newest_epoch = (self.replica.state.opened, trio.current_time())
+        """And when this broker learned of it."""
         self._mending: dict[tuple[int, int], trio.Event] = {}
 
     def __repr__(self) -> str:
@@ -114,6 +116,8 @@ class Partition:
         """Wakes who waits for another epoch, and retires a sequencer whose epoch is over (P-14)."""
         self.changed.set()
         self.changed = trio.Event()
+        if self.replica.state.opened > self.newest_epoch[0]:
+            self.newest_epoch = (self.replica.state.opened, trio.current_time())
         sequencing = self.sequencing
         if sequencing is not None and self.replica.state.opened > sequencing.epoch:
             sequencing.retire("a newer epoch was opened")

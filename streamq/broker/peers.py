@@ -123,7 +123,8 @@ class Peers:
         self._suspected = suspected
         self._peers: dict[str, Peer] = {}
         self._detectors: dict[str, FailureDetector] = {}
-        self._dead: set[str] = set()
+        self._dead: dict[str, float] = {}
+        """Since when each of those that do not answer has not been heard."""
         self._nursery: trio.Nursery | None = None
 
     def __iter__(self) -> Iterator[Peer]:
@@ -151,13 +152,17 @@ class Peers:
         """As far as this broker can tell; itself always."""
         return broker == self._identity.broker or (broker in self._peers and broker not in self._dead)
 
+    def dead_since(self, broker: str) -> float | None:
+        """None while it is alive."""
+        return self._dead.get(broker)
+
     def heard(self, broker: str) -> None:
         """A frame came from it, on whichever connection."""
         detector = self._detectors.get(broker)
         if detector is not None:
             self._peers[broker].heard_at = trio.current_time()
             detector.on_heard(trio.current_time())
-            self._dead.discard(broker)
+            self._dead.pop(broker, None)
 
     def incoming_lost(self, broker: str) -> None:
         """The connection that it had dialled broke: probe."""
@@ -271,6 +276,6 @@ class Peers:
 
     def _check(self, broker: str) -> None:
         if broker not in self._dead and self._detectors[broker].suspect(trio.current_time()):
-            self._dead.add(broker)
+            self._dead[broker] = trio.current_time()
             log.warning("broker %s does not answer", broker)
             self._suspected(broker)

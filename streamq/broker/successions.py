@@ -29,6 +29,11 @@ NEW_EPOCH_INTERVAL_S: Final = 2.0
 SEND_HOME_INTERVAL_S: Final = 10.0
 """Between two handoffs of a partition to the broker that it prefers: one that cannot take it yet costs an epoch each time."""
 CHECK_INTERVAL_S: Final = 0.5
+NEWS_INTERVAL_S: Final = 1.0
+"""How often registers are read of which news may have been missed."""
+PATIENCE_FIRST_S: Final = 1.0
+PATIENCE_MAX_S: Final = 30.0
+"""Before a takeover from a sequencer that somebody else reaches, though this broker does not."""
 DRAIN_TIMEOUT_S: Final = 1.0
 HANDOFF_TIMEOUT_S: Final = 3.0
 
@@ -43,35 +48,43 @@ class Successions:
         self._alive_since: dict[str, float] = {}
         self._home_at: dict[PartitionId, float] = {}
         self._new_epoch_at: dict[PartitionId, float] = {}
+        self._patience: dict[PartitionId, tuple[float, float]] = {}
+        """How long it was waited last (`_patience_s`), and until when."""
 
     # --- being asked
 
     async def take_over_here(self, topic: str, index: int, epoch: int, why: str) -> PartitionRegister:
         """Takes the partition over on this broker if `epoch` is still open; the register afterwards, whoever won. Raises StreamqError."""
-        partition = self.node.by_place(topic, index)
-        if partition is None:
-            partition = await self._adopt(topic, index)
-        async with self._limiter:
-            opened = partition.open_segment
-            if opened is None or opened.epoch <= epoch:
-                await take_over(partition, epoch, why)
-        register = await self.node.registers.get_as(PartitionRegister, partition_key(topic, index))
-        if register is None or register.deleted:
-            raise NotFoundError(f"partition {topic}/{index} does not exist", code="unknown_partition")
+        while True:
+            partition = self.node.by_place(topic, index)
+            if partition is None:
+                partition = await self._adopt(topic, index)
+            async with self._limiter:
+                opened = partition.open_segment
+                if opened is None or opened.epoch <= epoch:
+                    await take_over(partition, epoch, why)
+            register = await self._living_register(topic, index)
+            if register.id == partition.id:
+                break
+            partition.drop()  # P-39: the topic was made again, and of the deletion before nothing was heard here
         if register.last.epoch <= epoch:
             raise UnavailableError(f"{topic}/{index} could not be taken over from epoch {epoch}", code="unavailable")
         return register
 
     async def _adopt(self, topic: str, index: int) -> Partition:
         """A partition whose register names this broker and of which nothing lies here yet."""
-        register = await self.node.registers.get_as(PartitionRegister, partition_key(topic, index))
-        if register is None or register.deleted:
-            raise NotFoundError(f"partition {topic}/{index} does not exist", code="unknown_partition")
+        register = await self._living_register(topic, index)
         if register.last.member(self.node.broker) is None:
             raise UnavailableError(f"broker {self.node.broker} is no replica of {topic}/{index}", code="not_replica")
         partition = self.partition(register.id)
         partition.learn(register)
         return partition
+
+    async def _living_register(self, topic: str, index: int) -> PartitionRegister:
+        register = await self.node.registers.get_as(PartitionRegister, partition_key(topic, index))
+        if register is None or register.deleted:
+            raise NotFoundError(f"partition {topic}/{index} does not exist", code="unknown_partition")
+        return register
 
     def partition(self, identity: PartitionId) -> Partition:
         """The runner of this partition, made if it is the first time that this broker hears of it."""
@@ -134,9 +147,31 @@ class Successions:
         first = (partition.id[0] + opened.epoch) % len(alive)
         return (alive.index(self.node.broker) - first) % len(alive)
 
+    def _patience_s(self, partition: Partition, opened: Segment) -> float:
+        """How long to let a sequencer be that somebody reaches, though this broker does not; twice as long each time.
+
+        Who opened its epoch while this broker could not reach it lives: the way between the two is broken. Both would take over from each
+        other for ever (P-19: to keep duels rare, who lost one backs off). Those who reach it are as quick as ever to notice its end.
+        """
+        since = self.node.peers.dead_since(opened.sequencer)
+        epoch, learned_at = partition.newest_epoch
+        if since is None or epoch != opened.epoch or learned_at <= since:
+            return 0.0
+        now = trio.current_time()
+        last_s, until = self._patience.get(partition.id, (0.0, now))
+        patience_s = PATIENCE_FIRST_S if now > until + 2 * PATIENCE_MAX_S else min(max(2 * last_s, PATIENCE_FIRST_S), PATIENCE_MAX_S)
+        self._patience[partition.id] = patience_s, now + patience_s
+        return patience_s
+
     async def _succeed(self, partition: Partition, opened: Segment, why: str) -> None:
         try:
             await trio.sleep(self._rank(partition, opened) * self.node.config.takeover_rank_delay_s)
+            if patience_s := self._patience_s(partition, opened):
+                with trio.move_on_after(patience_s):
+                    while self._is_current(partition, opened):
+                        await partition.changed.wait()
+                if self.leads(opened):
+                    return
             delay = RETRY_FIRST_S
             while True:
                 async with self._limiter:
@@ -184,7 +219,12 @@ class Successions:
     # --- looking around
 
     async def run(self) -> None:
-        """Until cancelled: epochs without a living sequencer, replicas that are gone, partitions that should go home."""
+        """Until cancelled: epochs without a living sequencer, replicas that are gone, partitions that should go home, news."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_around)
+            nursery.start_soon(self._read_news)
+
+    async def _look_around(self) -> None:
         while True:
             await trio.sleep(CHECK_INTERVAL_S)
             if self.node.state != "serving":
@@ -197,6 +237,31 @@ class Successions:
                     self._alive_since.pop(peer.broker, None)
             for partition in list(self.node.partitions.values()):
                 self._look_at(partition, now)
+
+    async def _read_news(self) -> None:
+        """Whoever closed an epoch or deleted a topic says so once, and may die before it does, or may not know itself that it did.
+
+        A replica that takes no stores, and nobody here at work on that, is told to be behind; of the others one is looked up at a time.
+        """
+        turn = 0
+        while True:
+            await trio.sleep(NEWS_INTERVAL_S)
+            partitions = list(self.node.partitions.values())
+            if self.node.state != "serving" or not partitions:
+                continue
+            turn += 1
+            due = [p for p in partitions if self._may_be_behind(p)]
+            for partition in dict.fromkeys((*due, partitions[turn % len(partitions)])):
+                try:
+                    await self.learn(partition)
+                except StreamqError as error:
+                    log.info("news of %s cannot be read yet: %s", partition.name, error)
+                    break
+
+    @staticmethod
+    def _may_be_behind(partition: Partition) -> bool:
+        is_at_work = partition.sequencing is not None or partition.takeover_under_way is not None
+        return partition.replica.accepts_epoch is None and not is_at_work
 
     def _look_at(self, partition: Partition, now: float) -> None:
         opened = partition.open_segment
