@@ -96,7 +96,7 @@ def test_a_seal_needs_what_the_segment_says_and_no_more() -> None:
     assert world.take_over("b3").phase is Phase.STUCK
     world.brokers["b1"].start()
     assert world.take_over("b3").phase is Phase.DONE
-    assert [(s.write, s.read) for s in world.register.chain] == [(2, 3), (2, 3), (3, 1)]
+    assert [(s.write, s.read) for s in world.register.chain[-2:]] == [(2, 3), (3, 1)]
     b3 = world.brokers["b3"]
     b3.produce(header(Q), Q)
     for name in ("b3", "b2"):
