@@ -18,7 +18,7 @@ __all__ = ["read_tip"]
 INBOX: Final = 1_000
 TIP_REQUEST_S: Final = 0.5
 
-Outcome = Callable[[float], list[TipEffect]]
+Outcome = tuple[TipRead, Callable[[float], list[TipEffect]]]
 
 
 async def read_tip(node: Node, topic: str, index: int, *, deadline_s: float) -> tuple[TipResult, PartitionRegister]:
@@ -34,7 +34,8 @@ class _TipReading:
         self.node = node
         self.topic = topic
         self.index = index
-        self.register: PartitionRegister | None = None
+        self.register: PartitionRegister
+        self.core: TipRead
         self.error: StreamqError | None = None
         self._send: trio.MemorySendChannel[Outcome]
         self._receive: trio.MemoryReceiveChannel[Outcome]
@@ -49,29 +50,38 @@ class _TipReading:
         hint = self.node.registers.cached_as(PartitionRegister, self.key)
         if hint is None or hint.deleted:
             hint = await self._read()
-        self.register = hint
-        core = TipRead(register=hint, now=trio.current_time())
-        self.core = core
         with trio.move_on_after(deadline_s):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._carry_out(core.start())
-                while core.result is None and self.error is None:
-                    outcome: Outcome | None = None
-                    with trio.move_on_at(core.next_deadline if core.next_deadline is not None else float("inf")):
-                        outcome = await self._receive.receive()
-                    now = trio.current_time()
-                    self._carry_out(core.on_deadline(now) if outcome is None else outcome(now))
+                self._begin(hint)
+                await self._until_settled()
                 nursery.cancel_scope.cancel()
         if self.error is not None:
             raise self.error
-        if core.result is None:
+        if self.core.result is None:
             raise UnavailableError(
-                f"the tip of {self.topic}/{self.index} was not known after {deadline_s:g} s: {core.missing()}",
+                f"the tip of {self.topic}/{self.index} was not known after {deadline_s:g} s: {self.core.missing()}",
                 code="timed_out",
                 hint="too few replicas answer; `streamq cluster status` shows which brokers are up",
             )
-        return core.result, self.register
+        return self.core.result, self.register
+
+    def _begin(self, register: PartitionRegister) -> None:
+        self.register = register
+        self.core = core = TipRead(register=register, now=trio.current_time())
+        self._carry_out(core, core.start())
+
+    async def _until_settled(self) -> None:
+        while self.core.result is None and self.error is None:
+            core = self.core
+            outcome: Outcome | None = None
+            with trio.move_on_at(core.next_deadline if core.next_deadline is not None else float("inf")):
+                outcome = await self._receive.receive()
+            now = trio.current_time()
+            if outcome is None:
+                self._carry_out(core, core.on_deadline(now))
+            elif outcome[0] is core:  # else it is about another partition
+                self._carry_out(core, outcome[1](now))
 
     async def _read(self) -> PartitionRegister:
         register = await self.node.registers.get_as(PartitionRegister, self.key)
@@ -83,19 +93,16 @@ class _TipReading:
             )
         return register
 
-    def _carry_out(self, effects: Iterable[TipEffect]) -> None:
+    def _carry_out(self, core: TipRead, effects: Iterable[TipEffect]) -> None:
         for effect in effects:
             if isinstance(effect, SendTip):
-                self._nursery.start_soon(self._ask, effect)
+                self._nursery.start_soon(self._ask, core, effect)
             elif isinstance(effect, ReadRegister):
-                self._nursery.start_soon(self._read_register)
+                self._nursery.start_soon(self._read_register, core)
             elif isinstance(effect, AskTakeOver):
                 self._nursery.start_soon(self._have_taken_over, effect)
 
-    def _tell(self, outcome: Outcome) -> None:
-        self._send.send_nowait(outcome)
-
-    async def _ask(self, effect: SendTip) -> None:
+    async def _ask(self, core: TipRead, effect: SendTip) -> None:
         node, broker = self.node, effect.broker
         try:
             if broker == node.broker:
@@ -114,21 +121,28 @@ class _TipReading:
             if not isinstance(message, TipAnswer):
                 raise UnavailableError(f"{broker} answered a tip read with {type(message).__name__}", code="unavailable")
         except StreamqError:
-            self._tell(lambda now: self.core.on_unreachable(broker, now))
+            self._send.send_nowait((core, lambda now: core.on_unreachable(broker, now)))
         else:
-            self._tell(lambda now, answer=message, who=member: self.core.on_answer(Member(*who), answer, now))  # type: ignore[misc]
+            answer, who = message, Member(*member)
+            self._send.send_nowait((core, lambda now: core.on_answer(who, answer, now)))
 
-    async def _read_register(self) -> None:
+    async def _read_register(self, core: TipRead) -> None:
         try:
             register = await self._read()
         except NotFoundError as error:
             self.error = error
-            self._tell(self.core.on_read_failed)
+            self._send.send_nowait((core, core.on_read_failed))
         except StreamqError:
-            self._tell(self.core.on_read_failed)
+            self._send.send_nowait((core, core.on_read_failed))
         else:
-            self.register = register
-            self._tell(lambda now: self.core.on_register(register, now))
+            self._send.send_nowait((core, lambda now: self._on_register(core, register, now)))
+
+    def _on_register(self, core: TipRead, register: PartitionRegister, now: float) -> list[TipEffect]:
+        if register.id != self.register.id:  # P-39: the topic was made again, and all that was heard is about another partition
+            self._begin(register)
+            return []
+        self.register = register
+        return core.on_register(register, now)
 
     async def _have_taken_over(self, effect: AskTakeOver) -> None:
         for broker in effect.brokers:

@@ -10,7 +10,7 @@ from streamq.broker import takeovers, topics
 from streamq.broker.node import Node
 from streamq.log.takeover import Phase
 from streamq.model.errors import UnavailableError, UnknownOutcomeError
-from streamq.model.messages import Ack, CreateTopic, DeleteTopic, PartitionView
+from streamq.model.messages import Ack, CreateTopic, DeleteTopic, PartitionView, ReadTip, TipRead
 from streamq.model.registers import PartitionRegister
 from streamq.net.memory_network import MemoryNetwork
 from streamq.testing import ClusterInProcess, cluster
@@ -100,3 +100,20 @@ async def test_a_topic_made_again_opens_on_a_broker_that_missed_the_end_of_the_f
         async with wire_client(("b3", 7700), network.of("client")) as client:
             [outcome] = await client.produce(make_batch(view.id, [b"one"]))
         assert isinstance(outcome, Ack)
+
+
+async def test_the_tip_of_a_topic_made_again_is_read_where_the_first_one_is_still_remembered(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """P-39, P-24: what a broker remembers of a register is a hint, and may be of another partition with the same name."""
+    monkeypatch.setattr(topics, "place", lambda sites, **_: [("b1",)])
+    network = MemoryNetwork()
+    async with cluster(3, networks=[network.of(name) for name in ("b1", "b2", "b3")]):
+        async with wire_client(("b1", 7700), network.of("client")) as client, wire_client(("b2", 7700), network.of("client")) as other:
+            await client.ask(CreateTopic("orders", 1, 1, 1, 1, "fsync"))
+            await other.ask(ReadTip("orders", 0))
+            await client.ask(DeleteTopic("orders"))
+            await client.ask(CreateTopic("orders", 1, 1, 1, 1, "fsync"))
+            tip = await other.ask(ReadTip("orders", 0), timeout_s=1)
+        assert isinstance(tip, TipRead)
+        assert tip.high_watermark == 0
