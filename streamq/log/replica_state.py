@@ -80,6 +80,8 @@ def contradiction(state: ReplicaState, register: PartitionRegister) -> str | Non
         return "a register without a segment was told"
     if fault := register.fault():
         return f"the chain told is broken: {fault}"
+    if not register.last.is_open:
+        return f"a chain was told whose last epoch, {register.last.epoch}, is closed"  # one change closes an epoch and opens the next
     for told in state.chain:
         now = register.segment(told.epoch)
         if now is None:

@@ -375,3 +375,9 @@ def test_a_new_replica_is_in_no_epoch() -> None:
     assert replica.high_watermark == (0, 0)
     assert replica.readable(0) is Unreadable.LACKING
     assert replica.wanted() is None
+
+
+def test_a_chain_without_an_open_epoch_is_refused(lab: Lab) -> None:
+    """Step 5: one change closes an epoch and opens the next. Folding goes from segment to segment, and would find no end to this chain."""
+    [alarm] = lab.replica.on_learn(register(segment(1, 0, end=0, replicas=(ME, OTHER, THIRD))))
+    assert isinstance(alarm, Alarm)
