@@ -215,7 +215,7 @@ class Dispatcher:
             assert entry.sequence is not None
             ticket = entry.tickets[-1]
             awaited[ticket] = lane
-            outgoing.append((ticket, _batch(entry).numbered(lane.session.producer, entry.sequence)))
+            outgoing.append((ticket, _batch(entry).numbered(lane.session.producer, lane.session.producer_epoch, entry.sequence)))
         return ()
 
     def _open(self, lane: Lane, broker: str, cluster: Cluster) -> Iterable[Effect]:

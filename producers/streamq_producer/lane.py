@@ -30,11 +30,11 @@ class SealedBatch:
         self._payload = payload
         self._numbered: Batch | None = None
 
-    def numbered(self, producer: ProducerId, sequence: int) -> Batch:
+    def numbered(self, producer: ProducerId, producer_epoch: int, sequence: int) -> Batch:
         """The same bytes for the same numbers, however often it is sent."""
         batch = self._numbered
-        if batch is None or batch.header.sequence != sequence or batch.header.producer != producer:
-            header = msgspec.structs.replace(self._header, producer=producer, sequence=sequence)
+        if batch is None or batch.header.sequence != sequence or batch.header.producer_epoch != producer_epoch:
+            header = msgspec.structs.replace(self._header, producer=producer, producer_epoch=producer_epoch, sequence=sequence)
             batch = self._numbered = encode_batch(header, self._payload)
         return batch
 

@@ -12,6 +12,7 @@ from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts
 from streamq.model.errors import RefusedError, UnavailableError
+from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import RECORD_BYTES_MAX
 from streamq.model.messages import TopicView
 from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
@@ -54,7 +55,8 @@ class Producer:
     A record is acked, certainly not stored, or of unknown outcome (UnknownOutcomeError, only after `delivery_timeout_s` or when the
     producer is closed with the record under way). An idempotent producer, the default, sends again what is in doubt until one of the
     first two is certain, and its records are stored at most once, in the order sent to each partition. That order continues over a batch
-    that was given up: what follows is sent under a new producer id, and what was sent behind it and is in doubt itself is unknown too.
+    that was given up: what follows is sent under a higher producer epoch, and what was sent behind it and is in doubt itself is unknown
+    too.
     """
 
     def __init__(
@@ -302,7 +304,7 @@ class Producer:
             sequencer=sequencer,
             in_flight=self.settings.in_flight,
             tickets=self._dispatcher.tickets,
-            draw_producer=self._host.token if self.settings.idempotent else None,
+            producer=self._host.token() if self.settings.idempotent else NO_PRODUCER,
         )
 
     def _forget_topic(self, name: str) -> None:

@@ -9,8 +9,8 @@ so that a wrong guess costs one batch. A broker that is not the sequencer takes 
 (P-20), so a broken connection leads straight to the next replica.
 
 A batch that fails for good breaks the chain of sequences: the sequencer refuses what follows as a gap. Then no more is sent until the tries
-under way are answered; what is certainly not stored goes on, in order, under a new producer id from sequence 0; what is in doubt cannot be
-resolved any more and is reported as unknown.
+under way are answered; what is certainly not stored goes on, in order, under a higher producer epoch from sequence 0, whose first batch
+fences whatever is still on its way of the older one (P-33); what is in doubt cannot be resolved any more and is reported as unknown.
 """
 
 from collections import deque
@@ -59,7 +59,7 @@ class Route(Enum):
 
 class PartitionSession:
     """Invariants: at most `in_flight` entries are in `_sent`, in the order of their sequences, which are consecutive when idempotent and
-    the chain is whole; `_waiting` holds entries never sent under the present producer id, in the order added; each entry leaves once.
+    the chain is whole; `_waiting` holds entries never sent under the present producer epoch, in the order added; each entry leaves once.
     """
 
     def __init__(
@@ -69,17 +69,18 @@ class PartitionSession:
         sequencer: str,
         in_flight: int,
         tickets: Iterator[int],
-        draw_producer: Callable[[], ProducerId] | None,
+        producer: ProducerId,
     ) -> None:
-        """`draw_producer` draws a fresh producer id; None for batches that are not numbered, and not sent again when in doubt."""
+        """`producer` is a fresh producer id; NO_PRODUCER for batches that are not numbered, and not sent again when in doubt."""
         self.route = Route.LOCATING
         self.target = ""
         self.retries = 0
         self._replicas = tuple(replicas)
         self._in_flight = in_flight
         self._tickets = tickets
-        self._draw_producer = draw_producer
-        self.producer: ProducerId = draw_producer() if draw_producer is not None else NO_PRODUCER
+        self.producer = producer
+        self.producer_epoch = 0
+        self._is_idempotent = producer != NO_PRODUCER
         self._next_sequence = 0
         self._sent: list[Entry] = []
         self._waiting: deque[Entry] = deque()
@@ -114,7 +115,7 @@ class PartitionSession:
         assert len(self._sent) <= self._in_flight
         numbers = [entry.sequence for entry in self._sent if entry.sequence is not None]
         assert len(numbers) == len(self._sent)
-        assert self._draw_producer is None or all(a < b for a, b in pairwise(numbers))
+        assert not self._is_idempotent or all(a < b for a, b in pairwise(numbers))
         assert self.route is not Route.PAUSING or self._until < NEVER
         assert self.target or self.route in (Route.LOCATING, Route.PAUSING)
 
@@ -147,7 +148,7 @@ class PartitionSession:
                 entry.is_out = False
             self._reason = error
             self._retarget(now, hint="", at_once=True)
-        if self._draw_producer is None:
+        if not self._is_idempotent:
             effects += [self._fail(entry, _unknown(error)) for entry in list(self._sent) if entry.doubt and not entry.tickets]
         return effects + self._go_on(now)
 
@@ -171,14 +172,14 @@ class PartitionSession:
         entry.tickets.remove(nack.ticket)
         if CODES.get(nack.code, StreamqError) in (UnknownOutcomeError, StreamqError):
             entry.doubt = True
-            if self._draw_producer is None and not entry.tickets:
+            if not self._is_idempotent and not entry.tickets:
                 return [self._fail(entry, error_of(nack.code, nack.message)), *self._go_on(now)]
         if not is_present:
             return self._go_on(now)
         entry.is_out = False
         self._reason = error_of(nack.code, nack.message, sequencer=nack.sequencer)
         effects: list[Effect] = []
-        if nack.code == "sequence_gap" and self._draw_producer is not None:
+        if nack.code == "sequence_gap" and self._is_idempotent:
             self._on_gap(entry, now)
         elif self._is_final(nack.code):
             effects.append(self._fail(entry, _unknown(self._reason) if entry.may_be_stored else self._reason))
@@ -249,7 +250,7 @@ class PartitionSession:
             self.retries += bool(entry.sequence is not None)
             if entry.sequence is None:
                 entry.sequence = self._next_sequence
-                self._next_sequence += self._draw_producer is not None
+                self._next_sequence += self._is_idempotent
             entry.tickets.append(ticket)
             entry.is_out = True
             self._tries[ticket] = (entry, self.target)
@@ -262,7 +263,7 @@ class PartitionSession:
         while self._waiting and len(self._sent) < size:
             self._sent.append(self._waiting.popleft())
             self._sent[-1].is_out = False
-        if self._draw_producer is None:  # never twice at once: nothing would recognise the repetition
+        if not self._is_idempotent:  # never twice at once: nothing would recognise the repetition
             unanswered = sum(bool(entry.tickets) for entry in self._sent)
             return [entry for entry in self._sent if not entry.tickets][: max(0, size - unanswered)]
         return [entry for entry in self._sent[:size] if not entry.is_out]
@@ -342,7 +343,7 @@ class PartitionSession:
             self.route = Route.PROBING
 
     def _mend_chain(self) -> list[Effect]:
-        assert self._draw_producer is not None
+        assert self._is_idempotent
         self._chain_broken = False
         in_doubt = [entry for entry in self._sent if entry.may_be_stored]
         certain = [entry for entry in self._sent if not entry.may_be_stored]
@@ -355,7 +356,7 @@ class PartitionSession:
             self._sent.remove(entry)
             entry.sequence, entry.gaps = None, 0
             self._waiting.appendleft(entry)
-        self.producer, self._next_sequence = self._draw_producer(), 0
+        self.producer_epoch, self._next_sequence = self.producer_epoch + 1, 0
         return effects
 
     def _is_final(self, code: str) -> bool:
@@ -369,7 +370,7 @@ class PartitionSession:
         return UnavailableError(f"not stored in time: {reason.message}", code="timed_out", hint=reason.hint)
 
     def _fail(self, entry: Entry, error: StreamqError) -> Failed:
-        if entry.sequence is not None and self._draw_producer is not None:
+        if entry.sequence is not None and self._is_idempotent:
             self._chain_broken = True
         self._forget(entry)
         return Failed(entry, error)

@@ -5,6 +5,7 @@ from itertools import count
 import pytest
 
 from streamq.model.errors import NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
+from streamq.model.ids import NO_PRODUCER
 from streamq.model.messages import Ack, Nack
 from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open, Transmit
 from streamq_producer.session import REACH_S, PartitionSession, Route
@@ -13,13 +14,12 @@ LOST = UnavailableError("connection lost", code="unavailable")
 
 
 def make_session(*, sequencer: str = "b1", in_flight: int = 4, is_idempotent: bool = True) -> PartitionSession:
-    producers = count(1)
     return PartitionSession(
         replicas=("b1", "b2", "b3"),
         sequencer=sequencer,
         in_flight=in_flight,
         tickets=count(1),
-        draw_producer=(lambda: next(producers).to_bytes(16, "big")) if is_idempotent else None,
+        producer=b"P" * 16 if is_idempotent else NO_PRODUCER,
     )
 
 
@@ -103,10 +103,9 @@ def test_an_ack_counts_whoever_it_comes_from() -> None:
     assert session.is_idle
 
 
-def test_after_a_refusal_what_follows_goes_on_in_order_under_a_new_producer_id() -> None:
+def test_after_a_refusal_what_follows_goes_on_in_order_under_a_higher_producer_epoch() -> None:
     session = make_session()
     tickets = sending(session, batches := entries(4))
-    before = session.producer
     session.on_ack(ack(tickets[0]), 0.0)
     effects = session.on_nack(Nack(tickets[1], "record_too_large", "too large", ""), 0.0)
     assert failed(effects) == {1: RefusedError}
@@ -117,7 +116,7 @@ def test_after_a_refusal_what_follows_goes_on_in_order_under_a_new_producer_id()
     effects += session.on_opened(session.target, 1.0)
     effects += session.on_ack(ack(batches[2].tickets[-1]), 1.0)
     assert transmitted(effects) == [2, 3]
-    assert session.producer != before
+    assert session.producer_epoch == 1
     assert [batches[2].sequence, batches[3].sequence] == [0, 1]
 
 
@@ -134,13 +133,12 @@ def test_what_is_in_doubt_when_the_chain_breaks_is_unknown() -> None:
 def test_a_gap_behind_a_batch_that_is_retried_breaks_nothing() -> None:
     session = make_session()
     tickets = sending(session, batches := entries(2))
-    before = session.producer
     session.on_nack(Nack(tickets[0], "busy", "", ""), 0.0)
     session.on_nack(Nack(tickets[1], "sequence_gap", "", ""), 0.0)
     session.on_time(session.next_deadline)
     assert transmitted(session.on_opened("b1", 0.1)) == [0]
     assert transmitted(session.on_ack(ack(batches[0].tickets[-1]), 0.1)) == [1]
-    assert session.producer == before
+    assert session.producer_epoch == 0
 
 
 @pytest.mark.parametrize("is_idempotent", [True, False])
@@ -178,7 +176,7 @@ def test_a_topic_is_gone_when_metadata_and_a_broker_say_so() -> None:
 
 
 def test_without_any_hint_metadata_is_asked_for() -> None:
-    session = PartitionSession(replicas=(), sequencer="", in_flight=1, tickets=count(1), draw_producer=None)
+    session = PartitionSession(replicas=(), sequencer="", in_flight=1, tickets=count(1), producer=NO_PRODUCER)
     assert session.add(entries(1)[0], 0.0) == [Locate()]
     assert session.on_view(("b1",), "b1", 0.0) == [Open("b1")]
 
