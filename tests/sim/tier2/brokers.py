@@ -1,7 +1,7 @@
 """Brokers of the simulation: the real `run_broker` on a simulated disk, network and clock, and everything that can befall its process.
 
-A `Broker` is a machine with its disk; a `Process` is one start of the real code on it. When a process dies nothing that its last steps still do
-has an effect: its disk and its network are gone for it first.
+A `Broker` is a machine with its disk; a `Process` is one start of the real code on it. When a process dies nothing that its last steps
+still do has an effect: its disk and its network are gone for it first.
 """
 
 import random
@@ -131,6 +131,7 @@ class Broker:
         finally:
             process.ended.set()
             if not process.is_dead:
+                (self.disk.crash if self.disk.is_down else self.disk.kill)()
                 self._bury(process, cause)
 
     def _judge(self, process: Process, error: BaseException) -> str:

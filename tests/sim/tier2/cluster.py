@@ -143,7 +143,7 @@ class SimulatedCluster:
         return value is not None and decode_value(AcceptorRecord, value).standing is Standing.READY
 
     def why_not_whole(self, topic: str, partitions: int, *, but: str = "") -> str | None:
-        """None if every broker serves, holds what it should, and is a voter: one more disk may be lost. `but` may be on the list of losses."""
+        """None if every broker serves, holds what it should, and is a voter: one disk may be lost. `but` may have lost its own already."""
         lossy = [name for name in self.damaged if name != but]
         if lossy:
             return f"the loss of {lossy[0]} is not made good yet"

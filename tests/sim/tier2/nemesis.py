@@ -1,7 +1,7 @@
 """Carries a schedule of faults out on a simulated cluster, and heals it in the end.
 
-A fault that would ask for more than the protocol promises is left out: disks lose data only while every replica is whole (I-1 with W - 1 = 1
-loss at a time), and the founding of the cluster is over when the first fault comes.
+A fault that would ask for more than the protocol promises is left out: a disk loses data only while every replica is whole (I-1, one loss
+at a time), and the founding of the cluster is over when the first fault comes.
 """
 
 import random
@@ -27,6 +27,7 @@ DOWN_MIN_S: Final = 0.02
 STEPS_MAX: Final = 4_000
 DISK_OPERATIONS_MAX: Final = 60
 REPEATS_OF_A_FLAP: Final = 6
+READS_WITHIN_S: Final = 10.0
 RESERVE_BYTES: Final = 4 << 20
 IDLE_S: Final = 0.4
 ROTS: Final[dict[str, Kind]] = {
@@ -128,13 +129,27 @@ class Nemesis:
 
     async def _until_whole(self, target: Broker) -> None:
         """One loss is over when everything is on N replicas again. A broker that can't prove its directory any more is rejoined."""
-        while self.cluster.why_not_whole(TOPIC, self.workload.partitions, but=target.name) is not None:
+        while target.name in self.cluster.damaged:
             if target.refused:
                 self.cluster.note("nemesis", f"rejoins {target.name}, which said: {target.refused}")
                 self.cluster.wipe(target.name)
                 target.start()
-            await trio.sleep(0.5)
-        del self.cluster.damaged[target.name]
+            is_whole = self.cluster.why_not_whole(TOPIC, self.workload.partitions, but=target.name) is None
+            if is_whole and await self._is_read(target):
+                del self.cluster.damaged[target.name]
+            else:
+                await trio.sleep(0.5)
+
+    async def _is_read(self, target: Broker) -> bool:
+        """Rot is made good when it is met: a loss is over when everything on the disk was read once."""
+        with trio.move_on_after(READS_WITHIN_S):
+            try:
+                await self.workload.read_from(target.name)
+            except StreamqError as error:
+                self.cluster.note("nemesis", f"reading all of {target.name}: {error}")
+            else:
+                return True
+        return False
 
     async def _down_for(self, broker: Broker, fault: Fault) -> None:
         await trio.sleep(max(DOWN_MIN_S, fault.lasts_s))

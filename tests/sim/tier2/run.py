@@ -1,4 +1,4 @@
-"""One seed of tier 2 from beginning to end: a cluster of real brokers, clients, a nemesis; then everything heals, and the history is judged."""
+"""One seed of tier 2: a cluster of real brokers, clients, a nemesis; then everything heals, and the history is judged."""
 
 import hashlib
 import logging
@@ -161,9 +161,11 @@ class Run:
             async with trio.open_nursery() as nursery:
                 for partition in range(self.partitions):
                     nursery.start_soon(workload.probe, partition)
-            while (lack := self._lack(cluster, up)) is not None:
+            while workload.active or (lack := self._lack(cluster, up)) is not None:
                 await trio.sleep(0.2)
             workload.history.log = await workload.read_all()
+            for name in up:
+                await workload.read_from(name)
         if scope.cancelled_caught and not cluster.violations:
             waiting = lack or self._lack(cluster, up) or "an append or a read did not come through"
             cluster.fail(f"liveness: {CONVERGES_WITHIN_S:g} s after all but {dead or 'nobody'} were healed: {waiting}")

@@ -1,4 +1,4 @@
-"""Which faults a run will meet, drawn from its seed before anything runs: data, so that a failing run can be made shorter by leaving out some.
+"""Which faults a run meets, drawn from its seed before anything runs: data, so that a failing run can be made shorter.
 
 Each seed draws its own mix of kinds (swarm testing): some runs are full of power cuts, some of partitions, some calm.
 """

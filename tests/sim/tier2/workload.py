@@ -32,6 +32,8 @@ class Workload:
         self.pace_s = rng.choice((0.4, 1.0, 2.0))
         self.delivery_timeout_s = rng.choice((2.0, 8.0, 60.0))
         self.senders = 0
+        self.active = 0
+        """Producers that have something under way, or may have soon."""
         self.last_ack = dict.fromkeys(range(partitions), 0.0)
 
     def host(self, name: str) -> ClientHost:
@@ -47,12 +49,15 @@ class Workload:
         while not self.is_over:
             self.senders += 1
             name = f"s{self.senders}"
-            with trio.move_on_after(self.random.choice((20.0, 60.0, 200.0))):
-                try:
+            self.active += 1
+            try:
+                with trio.move_on_after(self.random.choice((20.0, 60.0, 200.0))):
                     await self._send_as(name)
-                except StreamqError as error:
-                    self.cluster.note(name, f"gave up: {error}")
-                    await trio.sleep(0.5)
+            except StreamqError as error:
+                self.cluster.note(name, f"gave up: {error}")
+            finally:
+                self.active -= 1
+            await trio.sleep(0.5)
 
     async def _send_as(self, name: str) -> None:
         choose = random.Random(self.random.random())
@@ -133,14 +138,16 @@ class Workload:
     async def _once(self, name: str) -> None:
         PROCESS.set(None)
         send = self._new(name, 0, self.random.randrange(self.partitions))
-        with trio.move_on_after(20.0):
-            try:
-                async with Producer(
-                    self.cluster.bootstrap, host=self.host("storm"), delivery_timeout_s=10.0, close_timeout_s=1.0
-                ) as producer:
+        host = self.host("storm")
+        self.active += 1
+        try:
+            with trio.move_on_after(20.0):
+                async with Producer(self.cluster.bootstrap, host=host, delivery_timeout_s=10.0, close_timeout_s=1.0) as producer:
                     await self._send(producer, send)
-            except StreamqError as error:
-                self.cluster.note(name, f"gave up: {error}")
+        except StreamqError as error:
+            self.cluster.note(name, f"gave up: {error}")
+        finally:
+            self.active -= 1
 
     async def probe(self, partition: int) -> None:
         """One record that has to be acked, by a producer that does not give up."""
@@ -167,6 +174,19 @@ class Workload:
                 for record in await consumer.fetch(500, timeout=1.0):
                     log[record.partition].append((record.offset, record.value or b""))
         return log
+
+    async def read_from(self, broker: str) -> None:
+        """Everything that one replica holds: what is damaged there is met, and mended. Raises StreamqError."""
+        for partition in range(self.partitions):
+            register = self.cluster.register(TOPIC, partition)
+            assert register is not None
+            if all(segment.member(broker) for segment in register.chain):
+                async with Consumer(
+                    self.cluster.bootstrap, topics=[TOPIC], partitions=[partition], broker=broker, host=self.host("last")
+                ) as consumer:
+                    tip = (await consumer.tip(TOPIC, partition)).high_watermark
+                    while consumer.position(TOPIC, partition) < tip:
+                        self.polled(f"from {broker} {trio.current_time()}", await consumer.fetch(500, timeout=1.0))
 
     # --- reading
 
