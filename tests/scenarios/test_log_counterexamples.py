@@ -1,4 +1,4 @@
-"""The counterexamples of tests/spec/README.md, each played against the real cores: a test bears the name of the configuration that found it."""
+"""The counterexamples of tests/spec/README.md, played against the real cores: a test bears the name of the configuration that found it."""
 
 import msgspec
 import pytest

@@ -1,5 +1,4 @@
-"""The counterexamples of tests/spec/README.md for registers and voters, against the real cores: each fails at the step that its rule forbids.
-
+"""The counterexamples of tests/spec/README.md for registers and voters, against the real cores: each fails where its rule forbids.
 A test bears the name of the configuration that found it.
 """
 
