@@ -6,7 +6,7 @@ may be repeated and carried on by anybody; a broker that waits asks one after th
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Final, TypeVar
 
 import trio
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 ASK_AGAIN_FIRST_S: Final = 0.02
 ASK_AGAIN_MAX_S: Final = 0.5
+EVIDENCE_GRACE_S: Final = 0.25
+"""How long the other voters are waited for once as many as are needed have said what they know of this broker."""
 REJOIN_TIMEOUT_S: Final = 7.0
 """One `Rejoin`: the broker that is asked decides a register for it, retries included."""
 REJOIN_PATIENCE_S: Final = 10.0
@@ -204,26 +206,41 @@ class _Joining:
         copy, and a majority with it is all that a cluster with a minority down can give. A founding directory holds nothing that could
         count: it may be a second one made with the same identity, after the first was lost. So the others alone must make sure of it, which
         for three voters means both others; all founders are asked at once and answer each other before any of them is admitted.
+
+        An older copy lacks what its broker accepted itself, so one voter that was away then may say nothing against it: whoever else can be
+        reached in a moment is heard as well.
         """
         self._check(self._local.accepted(broker_key(self._local.broker)))
         pause = ASK_AGAIN_FIRST_S
-        while not await self._ask_for_evidence():
-            self._log_waiting("other metadata voters must confirm that this data directory is the newest")
-            await trio.sleep(pause)
-            pause = min(ASK_AGAIN_MAX_S, pause * 2)
+        heard: dict[str, bytes | None] = {}
+        with trio.CancelScope() as grace:
+            while True:
+                await self._ask_for_evidence(heard, grace)
+                for value in heard.values():
+                    self._check(value)
+                if self._has_heard_all(heard):
+                    break
+                if len(heard) < self._evidence_needed():
+                    self._log_waiting("other metadata voters must confirm that this data directory is the newest")
+                await trio.sleep(pause)
+                pause = min(ASK_AGAIN_MAX_S, pause * 2)
+        for value in heard.values():
+            self._check(value)
         if self._local.standing is Standing.SUPERSEDED:
             raise changes.wrong_directory(self._local.broker, "another data directory has taken this broker's place among the voters")
         await self._local.prove()
 
-    async def _ask_for_evidence(self) -> bool:
-        """One round over all others; ends as soon as enough have answered, and what they know says nothing against this directory."""
+    def _has_heard_all(self, heard: Container[str]) -> bool:
+        return all(voter.broker in heard for voter in self._local.voters.voters if voter.broker != self._local.broker)
+
+    def _evidence_needed(self) -> int:
         voters = self._local.voters
-        others = [voter.broker for voter in voters.voters if voter.broker != self._local.broker]
         if self._local.standing is Standing.FOUNDING:
-            needed = founding_quorum(voters)
-        else:
-            needed = voters.majority if voters.voter(self._local.broker) is None else voters.majority - 1
-        answered: list[bytes | None] = []
+            return founding_quorum(voters)
+        return voters.majority if voters.voter(self._local.broker) is None else voters.majority - 1
+
+    async def _ask_for_evidence(self, heard: dict[str, bytes | None], grace: trio.CancelScope) -> None:
+        """One round over those that have not been heard yet. When enough were, the grace for the others begins."""
 
         async def ask(broker: str) -> None:
             view = await self._voting.ask(broker, ReadVoters())
@@ -232,17 +249,14 @@ class _Joining:
             question = ReadAccepted(number=0, key=broker_key(self._local.broker), as_evidence=True)
             answer = await self._voting.ask(broker, question)
             if isinstance(answer, Promise):
-                answered.append(answer.value)
-                if len(answered) >= needed:
-                    nursery.cancel_scope.cancel()
+                heard[broker] = answer.value
+                if len(heard) >= self._evidence_needed():
+                    grace.deadline = min(grace.deadline, trio.current_time() + EVIDENCE_GRACE_S)
 
-        if needed > 0:
-            async with trio.open_nursery() as nursery:
-                for broker in others:
-                    nursery.start_soon(ask, broker)
-        for value in answered:
-            self._check(value)
-        return len(answered) >= needed
+        async with trio.open_nursery() as nursery:
+            for voter in self._local.voters.voters:
+                if voter.broker != self._local.broker and voter.broker not in heard:
+                    nursery.start_soon(ask, voter.broker)
 
     def _check(self, value: bytes | None) -> None:
         if value is None:
