@@ -132,6 +132,19 @@ def test_ahead_is_the_replicas_fault_when_the_offset_is_known_to_exist() -> None
     assert isinstance(error(make_session(offset=5).on_ended(1, ahead, 0.0)), OffsetError)
 
 
+def test_a_watermark_once_told_is_not_forgotten_at_a_replica_that_knows_less() -> None:
+    """Pitfall 51: it says 4 where another one said 10. What is known to be there is waited for, and then looked for elsewhere."""
+    session = make_session()
+    assert session.on_records(1, [Span(0, 5, 10)], 10, 0.0) == [Take(0, 0)]
+    assert session.on_ended(1, UnavailableError("lost", code="unavailable"), 0.1) == [Leave(), Subscribe("b2", 3)]
+    session.on_subscribed(3, 0.1)
+    for now in (0.2, 0.5, 1.0):
+        assert session.on_records(3, [], 4, now) == []
+        assert session.on_records(3, [Span(0, 4, 10)], 4, now) == [], "a repeat"
+    assert session.expected == 5
+    assert session.on_time(1.1) == [Leave(), Subscribe("b3", 5)]
+
+
 def test_damage_is_an_error_when_no_replica_has_the_data_whole() -> None:
     session = make_session()
     damage = CorruptDataError("does not unpack", code="data_damaged")
