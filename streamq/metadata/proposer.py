@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from streamq.metadata.acceptor import BALLOT_COUNTER_MAX
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Ballot
 from streamq.model.messages import Accept, Accepted, Message, Prepare, Promise, ReadAccepted
@@ -55,7 +56,8 @@ class Ballots:
         return Ballot(counter, self._proposer, self._start)
 
     def on_seen(self, key: str, ballot: Ballot | None) -> None:
-        if ballot is not None and ballot.counter > self._seen.get(key, 0):
+        """No honest ballot lies beyond the limit: one that does must not lead this proposer to where no acceptor follows."""
+        if ballot is not None and self._seen.get(key, 0) < ballot.counter <= BALLOT_COUNTER_MAX:
             self._seen[key] = ballot.counter
 
 
@@ -237,7 +239,11 @@ class QuorumRead:
         open_ = len(self._all) - len(self._answers) - len(self.problems)
         accepted = [answer.accepted for answer in self._answers.values()]
         most = max((accepted.count(ballot) for ballot in accepted), default=0)
-        return most + open_ < self.voters.majority
+        if most + open_ >= self.voters.majority:
+            return False
+        # The answers cannot agree any more. Whether a majority answers at all decides if the newest value can be completed (P-4): with a bare
+        # majority up, giving up at the first disagreement would do so for ever.
+        return self.is_split or len(self._answers) + open_ < self.voters.majority
 
     def begin(self) -> list[Ask]:
         message = ReadAccepted(number=self.voters.number, key=self.key)
