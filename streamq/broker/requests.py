@@ -139,11 +139,17 @@ class Requests:
         partition = self.node.partitions.get(message.partition)
         if partition is None:
             raise unknown_partition(message.partition)
-        _, tip = partition.replica.high_watermark
-        for segment in partition.replica.state.chain:
+        replica = partition.replica
+        _, tip = replica.high_watermark
+        for segment in replica.state.chain:
             found = await self.node.storage.find_time(partition.id, segment.epoch, message.timestamp_ms)
             if found is not None:
                 return OffsetFound(min(found, tip))
+            # What this replica lacks may be what is asked for: never answer with what comes after it.
+            tail = replica.local_tail(segment.epoch)
+            if segment.end is not None and (tail is None or tail < segment.end):
+                raise UnavailableError(f"broker {self.node.broker} does not hold all of {partition.name}", code="not_replica")
+            tip = min(tip, tail) if segment.end is None and tail is not None else tip
         return OffsetFound(tip)
 
     # --- brokers
