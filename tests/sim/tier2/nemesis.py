@@ -97,6 +97,7 @@ class Nemesis:
             "storm": self._storm,
             "empty disk": self._empty_disk,
             **dict.fromkeys(ROTS, self._rot),
+            "empty two disks": self._empty_two_disks,
             "misdirected write": self._misdirected,
             "lost write": self._lost_write,
         }
@@ -111,11 +112,11 @@ class Nemesis:
     async def _carry_out(self, fault: Fault) -> None:
         target = self.cluster.brokers[self._names[fault.target]]
         other = self.cluster.brokers[self._names[fault.other]]
+        if fault.kind in LOSSES and (lack := self.cluster.why_not_whole(TOPIC, self.workload.partitions)) is not None:
+            self.cluster.note("nemesis", f"only a kill instead of {fault}: {lack}")
+            self.cluster.counters["losses left out"] += 1
+            fault = fault._replace(kind="kill")
         if fault.kind in LOSSES:
-            if (lack := self.cluster.why_not_whole(TOPIC, self.workload.partitions)) is not None:
-                self.cluster.note("nemesis", f"leaves out {fault}: {lack}")
-                self.cluster.counters["losses left out"] += 1
-                return
             self.cluster.damaged[target.name] = None
             self.cluster.counters["losses"] += 1
         self.cluster.note("nemesis", str(fault))
@@ -279,6 +280,14 @@ class Nemesis:
         target.cut_power()
         self.cluster.wipe(target.name)
         await self._down_for(target, fault)
+
+    async def _empty_two_disks(self, target: Broker, other: Broker, fault: Fault) -> None:
+        """More than the protocol bears with W = 2; no schedule has it, but a test that wants to see a run fail."""
+        for broker in (target, other):
+            broker.cut_power()
+            self.cluster.damaged[broker.name] = None
+            self.cluster.wipe(broker.name)
+            broker.start()
 
     async def _rot(self, target: Broker, _other: Broker, fault: Fault) -> None:
         where = ROTS[fault.kind]
