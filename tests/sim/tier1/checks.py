@@ -67,7 +67,7 @@ class Checks:
         partition = sequencing.partition
         ledger = self.ledgers[partition.index]
         place = ledger.acked.setdefault(batch, (base, end))
-        if place != (base, end):
+        if place != (base, end) and batch.producer != NO_PRODUCER:
             raise Violation(f"I-5: {named(batch)} was acked at {place[0]} and at {base}")
         if not is_repeat:
             self._expect_copies(partition, sequencing.segment, end, "I-1, P-11")

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.messages import Failure, Message, Produce, Produced, ReadTip, Records, Subscribe, TipRead
 from tests.sim.tier1 import events
 from tests.sim.tier1.checks import Violation, batch_id, named
 from tests.sim.tier1.endpoint import Endpoint, Steps
+from tests.sim.tier1.events import BatchId
 from tests.sim.tier1.network import Connection
 from tests.sim.tier1.partition import TOPIC
 from tests.sim.tier1.plan import ProducerPlan
@@ -80,7 +83,11 @@ class Producer(Client):
         """By sequence: sent and not acked. Ordered."""
         self.is_fenced = False
         self.unknown = 0
+        self.refused: set[BatchId] = set()
+        """Without idempotence: told to be certainly not stored, by the only broker that ever got it."""
         self._queue: list[BatchHeader] = []
+        self._nacked: dict[int, None] = {}
+        """Without idempotence: what may be sent again."""
         self._made = 0
         self._tickets: dict[int, int] = {}
         self._ticket = 0
@@ -106,6 +113,13 @@ class Producer(Client):
         if self._made < plan.batches:
             self.after(plan.interval_s * (0.3 + 1.4 * self.world.random.random()), self._burst)
         self._send_more()
+
+    def hurry(self, count: int) -> None:
+        """So many batches at once, over what was planned."""
+        if self._made < self.plan.batches:
+            for _ in range(count):
+                self.make()
+            self._send_more()
 
     def make(self) -> None:
         plan, count = self.plan, self._made
@@ -135,7 +149,7 @@ class Producer(Client):
             return False
         self._heard_at = max(self._heard_at, self.world.now - PATIENCE_S / 2)
         self._produce(connection, sequences)
-        if self.plan.strays and self.world.random.random() < self.plan.strays:
+        if self.plan.strays and self.plan.is_idempotent and self.world.random.random() < self.plan.strays:
             stray = self.connected(self.world.random.choice(self.world.brokers))
             if stray is not None:
                 self._produce(stray, sequences)
@@ -163,7 +177,7 @@ class Producer(Client):
         is_refused = False
         for nack in message.nacks:
             sequence = self._tickets.get(nack.ticket)
-            if sequence is not None and sequence in self.pending:
+            if sequence is not None and sequence in self.pending and sequence not in self._nacked:
                 is_refused |= self._on_nack(sequence, nack.code, nack.sequencer, connection.there.name)
         if is_refused:
             self._try_again()
@@ -189,7 +203,18 @@ class Producer(Client):
         if code not in ("busy", "disk_full", "unknown_outcome") and sender == self.broker:
             self._go_elsewhere(sequencer)
         self.world.counters["retries"] += 1
+        if not self.plan.is_idempotent:
+            self._send_as_another(sequence)
         return True
+
+    def _send_as_another(self, sequence: int) -> None:
+        """It was certainly not stored: it must never turn up, so what is sent again has a mark of its own."""
+        pending = self.pending[sequence]
+        self._nacked[sequence] = None
+        if self.world.plan.network.is_ordered:  # else the answer may be to one of two copies of what was sent
+            self.refused.add(batch_id(pending.header))
+        self.world.marks += 1
+        pending.header = msgspec.structs.replace(pending.header, payload_crc=self.world.marks)
 
     def _go_elsewhere(self, hint: str) -> None:
         if hint in self.world.brokers:
@@ -206,14 +231,16 @@ class Producer(Client):
 
     def _resend(self) -> None:
         self._is_waiting = False
-        self._tickets.clear()
         if self.is_fenced:
             return
-        if self.pending:
+        again = list(self.pending if self.plan.is_idempotent else self._nacked)
+        if again:
             self.world.counters["resends"] += 1
-            if not self._send(list(self.pending)):
+            self._tickets = {} if self.plan.is_idempotent else {t: s for t, s in self._tickets.items() if s not in self._nacked}
+            if not self._send(again):
                 self._try_again()
                 return
+            self._nacked.clear()
         self._send_more()
 
     def _watch(self) -> None:
@@ -225,8 +252,8 @@ class Producer(Client):
     def _leave(self) -> None:
         """Nobody answers: what was sent may or may not be stored."""
         if not self.plan.is_idempotent:
-            self.unknown += len(self.pending)
-            self.pending.clear()
+            self.unknown += len(self.pending) - len(self._nacked)
+            self.pending = {sequence: self.pending[sequence] for sequence in self._nacked}
         connection = self.connections.pop(self.broker, None)
         if connection is not None:
             connection.close()
@@ -278,7 +305,7 @@ class Consumer(Client):
             return
         assert isinstance(message, Records)
         mark = (message.epoch, message.high_watermark)
-        if mark < self._told:
+        if mark < self._told and self.world.plan.network.is_ordered:
             raise Violation(f"I-6: {connection.there.name} told {self.name} a watermark of {mark} after {self._told}")
         self._told = mark
         for batch in batches:
@@ -312,10 +339,16 @@ class TipReader(Client):
     def told(self, connection: Connection, message: Message, batches: Sequence[Batch]) -> None:
         raise AssertionError("nothing is told to who only asks")
 
-    def _read(self) -> Steps:
+    def hurry(self, count: int) -> None:
+        for _ in range(count):
+            self.spawn(self._read(is_once=True))
+
+    def _read(self, *, is_once: bool = False) -> Steps:
         world = self.world
-        while True:
-            yield self.sleep(self.interval_s * (0.5 + world.random.random()))
+        is_over = False
+        while not is_over:
+            is_over = is_once
+            yield self.sleep(0.01 if is_once else self.interval_s * (0.5 + world.random.random()))
             connection = self.connected(world.random.choice(world.brokers))
             if connection is None:
                 continue

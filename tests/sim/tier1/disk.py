@@ -119,6 +119,7 @@ class Disk:
         self._put(_Entry(partition, epoch, batches, 0, key, value, token, sync))
 
     def cut(self, partition: PartitionId, epoch: int, end: int) -> None:
+        self.damaged = [each for each in self.damaged if each.partition != partition or each.epoch != epoch or each.base < end]
         if _cut(self.runs, partition, epoch, end) and not self.world.plan.disk.are_cuts_volatile:
             self._put(_Entry(partition, epoch, (), end, None, None, None, True))
 
@@ -197,6 +198,16 @@ class Disk:
         self._pending.clear()
         self._group = self._written = 0
         self.was_stopped_cleanly = False
+        self.process = None
+
+    def close(self) -> None:
+        """A clean stop: everything is written, with a checkpoint behind it."""
+        for entry in self._pending:
+            self._settle(entry)
+        self._pending.clear()
+        self._group = self._written = 0
+        self.checkpoint()
+        self.was_stopped_cleanly = True
         self.process = None
 
     def open(self) -> tuple[Lost, ...]:

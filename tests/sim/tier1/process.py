@@ -61,6 +61,7 @@ class Process(Endpoint):
         """Dials the others, comes into the cluster, serves."""
         self.peers.start()
         if has_joined:
+            self.acceptor.core.on_proved()
             self._serve()
         else:
             self.spawn(self._join())
@@ -216,6 +217,12 @@ class Process(Endpoint):
         self.is_alive = False
         self.is_paused = False
         self.disk.stop(keep=keep, keeps_written=keeps_written)
+        self.world.process_ended(self)
+
+    def stop_cleanly(self) -> None:
+        """The last act of a graceful stop: everything is written, then the mark that says so."""
+        self.is_alive = False
+        self.disk.close()
         self.world.process_ended(self)
 
     def stop_on_failed_disk(self) -> None:

@@ -3,6 +3,7 @@
 from tests.sim.report import Report
 from tests.sim.tier1.checks import Violation
 from tests.sim.tier1.clients import Consumer, Producer, TipReader
+from tests.sim.tier1.healing import Healing
 from tests.sim.tier1.nemesis import Nemesis
 from tests.sim.tier1.plan import Plan, plan_of
 from tests.sim.tier1.world import World
@@ -18,9 +19,20 @@ class Run:
         self.consumers = [Consumer(world, f"c{i}", i % plan.partitions) for i in range(plan.consumers)]
         self.tip_readers = [TipReader(world, f"t{i}", i % plan.partitions, 4.0) for i in range(plan.tip_readers)]
         self.nemesis = Nemesis(world, plan.actions)
+        self.nemesis.clients = [client.name for client in (*self.producers, *self.consumers, *self.tip_readers)]
+        self.nemesis.storm = self._storm
 
     def run(self) -> None:
+        """Raises Violation."""
         self.world.run_until(self.plan.duration_s)
+        Healing(self.world, self.nemesis, self.producers).run()
+
+    def _storm(self, count: int) -> None:
+        """Everybody wants everything at once."""
+        for producer in self.producers:
+            producer.hurry(count // len(self.producers))
+        for reader in self.tip_readers:
+            reader.hurry(count // 8)
 
 
 def run_plan(plan: Plan, *, is_traced: bool = False) -> tuple[Report, Run | None]:

@@ -82,6 +82,7 @@ class World:
                 self.note(Founded(index, register))
         for name in self.brokers:
             disk = self.disks[name] = Disk(self, name, members[name].incarnation, voters)
+            disk.was_stopped_cleanly = True
             states = disk.raw_states
             is_voter = voters.voter(name) is not None
             states[RECORD_KEY] = AcceptorRecord(disk.incarnation, voters, Standing.READY if is_voter else Standing.OUTSIDE, b"")
