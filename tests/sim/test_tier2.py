@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.tier2.failing import account
-from tests.sim.tier2.run import SENDS_UNTIL_S, Run
+from tests.sim.tier2.run import MUST_HAPPEN, SENDS_UNTIL_S, Run
 from tests.sim.tier2.schedule import FAULTS_MIN, Fault
 
 pytestmark = pytest.mark.slow
@@ -50,20 +50,7 @@ def test_a_sample_of_seeds_holds() -> None:
         assert report.virtual_s >= SENDS_UNTIL_S
         assert report.faults >= FAULTS_MIN
         counters.update(report.counters)
-    happened = (
-        "acked",
-        "read",
-        "tips",
-        "takeovers",
-        "restarts",
-        "cuts",
-        "catch_ups",
-        "losses",
-        "limbo",
-        "damaged_ranges",
-        "takeovers_lost",
-    )
-    assert [what for what in happened if not counters[what]] == []
+    assert [what for what in MUST_HAPPEN if not counters[what]] == []
 
 
 def test_a_run_that_must_fail_does() -> None:

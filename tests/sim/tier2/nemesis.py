@@ -6,12 +6,14 @@ at a time), and the founding of the cluster is over when the first fault comes.
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
+from streamq.client.connection import connect
+from streamq.client.settings import Address
 from streamq.model.errors import StreamqError
-from streamq.model.messages import Hello, TakeOver
+from streamq.model.messages import CreateTopic, DeleteTopic, Hello, Message, Ok, TakeOver, TopicCreated
 from streamq.wire.framing import PREAMBLE, PROTOCOL_VERSIONS, encode_frame
 from tests.sim.disk import Kind
 from tests.sim.private_trio import PROCESS
@@ -22,12 +24,14 @@ from tests.sim.tier2.workload import TOPIC, Workload
 
 __all__ = ["Nemesis", "StepCounter"]
 
+Answer = TypeVar("Answer", bound=Message)
 JUMP_MS: Final = 600_000
 DOWN_MIN_S: Final = 0.02
 STEPS_MAX: Final = 4_000
 DISK_OPERATIONS_MAX: Final = 60
 REPEATS_OF_A_FLAP: Final = 6
 READS_WITHIN_S: Final = 10.0
+ADMIN_S: Final = 10.0
 RESERVE_BYTES: Final = 4 << 20
 IDLE_S: Final = 0.4
 ROTS: Final[dict[str, Kind]] = {
@@ -72,6 +76,7 @@ class Nemesis:
         self.random = rng
         self.steps = StepCounter()
         self.carried_out = 0
+        self._duels = 0
         self._names = list(cluster.brokers)
         self._acts: dict[str, Callable[[Broker, Broker, Fault], Awaitable[None]]] = {
             "kill": self._kill,
@@ -94,6 +99,7 @@ class Nemesis:
             "sync fails": self._sync_fails,
             "clock jumps": self._clock_jumps,
             "takeovers at once": self._takeovers_at_once,
+            "duelling proposers": self._duelling_proposers,
             "storm": self._storm,
             "empty disk": self._empty_disk,
             **dict.fromkeys(ROTS, self._rot),
@@ -337,6 +343,35 @@ class Nemesis:
                     pass
             except (trio.BrokenResourceError, StreamqError) as error:
                 self.cluster.note("nemesis", f"asking {broker.name} to take over: {error!r}")
+
+    async def _duelling_proposers(self, _target: Broker, _other: Broker, _fault: Fault) -> None:
+        """The same topic is made at every broker at once: one of them may make it, and then it is there for all."""
+        self._duels += 1
+        name = f"duel{self._duels}"
+        made: dict[bytes, str] = {}
+        async with trio.open_nursery() as nursery:
+            for broker in self.cluster.brokers.values():
+                nursery.start_soon(self._create, broker, name, made)
+        if len(made) > 1:
+            self.cluster.fail(f"topic {name} was made {len(made)} times, by {', '.join(made.values())}")
+        for maker in made.values():
+            await self._admin(self.cluster.brokers[maker], DeleteTopic(name), Ok)
+
+    async def _create(self, broker: Broker, name: str, made: dict[bytes, str]) -> None:
+        created = await self._admin(broker, CreateTopic(name, 1, 0, 0, 0, "fsync"), TopicCreated)
+        if created is not None:
+            made[created.topic.id] = broker.name
+
+    async def _admin(self, broker: Broker, message: Message, kind: type[Answer]) -> Answer | None:
+        """One question to one broker; None if it was not answered, or with an error."""
+        with trio.move_on_after(ADMIN_S):
+            try:
+                async with connect(Address(broker.name, PORT), host=self.workload.host("admin")) as client:
+                    return await client.request(message, kind)
+            except StreamqError as error:
+                self.cluster.note("nemesis", f"{message} at {broker.name}: {error.code}")
+                self.cluster.counters[f"admin: {error.code}"] += 1
+        return None
 
     async def _storm(self, _target: Broker, _other: Broker, fault: Fault) -> None:
         await self.workload.storm(int(20 + 100 * fault.amount))

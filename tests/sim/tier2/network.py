@@ -40,6 +40,8 @@ class _Direction:
         self.is_deaf = False
         """The receiver has closed: whoever sends is told."""
         self.moved = trio.Event()
+        self.receiver: trio.CancelScope | None = None
+        """Of whoever waits for a piece: its deadline is the first one's arrival."""
 
     def wake(self) -> None:
         self.moved.set()
@@ -49,7 +51,8 @@ class _Direction:
         self.last_arrival = max(self.last_arrival, self.network.arrival(self.link))
         self.pieces.append((self.last_arrival, data))
         self.unread += len(data)
-        self.wake()
+        if self.receiver is not None and len(self.pieces) == 1 and not self.network.is_blocked(self.link):
+            self.receiver.deadline = self.last_arrival
 
     def end(self) -> None:
         if self.ends_at == NEVER:
@@ -95,8 +98,9 @@ class SimulatedStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.lowlevel.checkpoint()
         incoming = self._in
+        if incoming.pieces and incoming.pieces[0][0] <= trio.current_time():
+            await trio.lowlevel.checkpoint()
         while True:
             if self._is_closed:
                 raise trio.ClosedResourceError("this side is closed")
@@ -106,9 +110,11 @@ class SimulatedStream(trio.abc.Stream):
             at = NEVER if incoming.network.is_blocked(incoming.link) else (incoming.pieces[0][0] if incoming.pieces else incoming.ends_at)
             if at <= now:
                 return self._take(max_bytes) if incoming.pieces else b""
-            moved = incoming.moved
-            with trio.move_on_at(at):
-                await moved.wait()
+            try:
+                with trio.CancelScope(deadline=at) as incoming.receiver:
+                    await incoming.moved.wait()
+            finally:
+                incoming.receiver = None
 
     def _take(self, max_bytes: int | None) -> bytes:
         incoming = self._in

@@ -37,13 +37,17 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 MUST_HAPPEN: Final = (
     "acked",
-    "unknown",
     "read",
     "tips",
     "takeovers",
+    "takeovers_lost",
     "restarts",
+    "catch_ups",
+    "cuts",
     "losses",
-    "limbo or new incarnations",
+    "limbo",
+    "damaged_ranges",
+    "mended_ranges",
 )
 """Counters that have to be above zero over all seeds of a run, or it has proved nothing (pitfall 60)."""
 

@@ -29,6 +29,7 @@ KINDS: Final[dict[str, float]] = {
     "sync fails": 1.5,
     "clock jumps": 1.0,
     "takeovers at once": 1.5,
+    "duelling proposers": 0.7,
     "storm": 0.7,
     "empty disk": 1.5,
     "rot in the journal": 1.0,
