@@ -30,6 +30,7 @@ FEED_BYTES: Final = COPY_BYTES_MAX // 4
 """What a lagging follower is sent before its next report is awaited: its catching up never fills the queues of the foreground."""
 FEED_STALL_S: Final = 2.0
 STALL_CHECK_S: Final = 1.0
+FIND_OUT_CHECKS: Final = 2
 HOLD_UP_CHECKS: Final = 3
 GAPS_MAX: Final = 10_000
 """Refusals that wait to be confirmed."""
@@ -95,7 +96,7 @@ class Sequencing:
 
     def produce(self, session: Session, number: int, batch: Batch) -> None:
         """One batch whose checksums hold. Its outcome goes to the session, now or later."""
-        node, _partition = self.node, self.partition
+        node = self.node
         refusal = node.storage.refusal()
         if refusal is not None:
             session.nacks.append(Nack(number, "disk_full", refusal, ""))
@@ -135,18 +136,13 @@ class Sequencing:
 
     async def _confirm_gaps(self) -> None:
         """Each is answered after a quorum read of the register that began after it was found."""
-        key = partition_key(self.register.topic, self.register.index)
         while self._gaps:
             count = len(self._gaps)
             try:
-                register = await self.node.registers.get_as(PartitionRegister, key)
+                is_current = await self._is_current()
             except StreamqError as error:
                 outcome = "not_ready", f"a gap could not be confirmed: {error}"
             else:
-                is_current = register is not None and register.id == self.partition.id and not register.deleted
-                if register is not None and is_current:
-                    self.partition.learn(register)
-                    is_current = register.last.epoch == self.epoch
                 outcome = ("sequence_gap", "") if is_current else ("not_sequencer", f"epoch {self.epoch} is over; another broker goes on")
             answered, self._gaps = self._gaps[:count], self._gaps[count:]
             for session, number, message in answered:
@@ -271,10 +267,9 @@ class Sequencing:
 
     def peer_connected(self, peer: "Peer") -> None:
         follower = self.followers.get(peer.broker)
-        if follower is None:
-            return
-        follower.is_live = False
-        self.feed(follower)
+        if follower is not None:
+            follower.is_live = False
+            self.feed(follower)
 
     def feed(self, follower: Follower) -> None:
         """Starts a feeder for a follower that is not live, unless one runs."""
@@ -355,8 +350,13 @@ class Sequencing:
         with self._scope:
             while not self.is_retired:
                 await trio.sleep(STALL_CHECK_S)
-                if self._holds_up_others():
+                stalled = self._stalled_checks()
+                if stalled >= HOLD_UP_CHECKS and self.node.in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
+                    # Nothing is read from clients while so much is in flight: a partition without its quorum must not keep that so.
                     self.retire("its batches fill the memory for all, and are not acked")
+                    return
+                if stalled >= FIND_OUT_CHECKS and not await self._may_go_on():
+                    self.retire("neither its quorum nor that of the registers can be reached, or somebody else went on")
                     return
                 if self._is_sealed_for_nothing():
                     self.retire("the own replica is sealed, and nobody has gone on")
@@ -371,12 +371,28 @@ class Sequencing:
                         self.feed(follower)
                     follower.stalled_tail = follower.tail if behind else -1
 
-    def _holds_up_others(self) -> bool:
-        """Nothing is read from clients while too much is in flight; a partition without its quorum must not keep that so for all."""
+    def _stalled_checks(self) -> int:
+        """For how many checks the high watermark has stood still with batches in flight."""
         mark, checks = self._seen
-        is_stalled = self.core.in_flight > 0 and mark == self.core.high_watermark
-        self._seen = (self.core.high_watermark, checks + 1 if is_stalled else 0)
-        return self._seen[1] >= HOLD_UP_CHECKS and self.node.in_flight_bytes >= IN_FLIGHT_BYTES_MAX
+        checks = checks + 1 if self.core.in_flight and mark == self.core.high_watermark else 0
+        self._seen = (self.core.high_watermark, checks)
+        return checks
+
+    async def _may_go_on(self) -> bool:
+        """Who is cut off with its clients would keep them waiting for ever while others serve, where they find out about their batches."""
+        try:
+            return await self._is_current(deadline_s=STALL_CHECK_S)
+        except StreamqError:
+            return False
+
+    async def _is_current(self, *, deadline_s: float | None = None) -> bool:
+        """Whether the register, by a quorum read begun now, names this epoch as the open one. Raises StreamqError."""
+        mine = self.register
+        register = await self.node.registers.get_as(PartitionRegister, partition_key(mine.topic, mine.index), deadline_s=deadline_s)
+        if register is None or register.id != self.partition.id or register.deleted:
+            return False
+        self.partition.learn(register)
+        return register.last.epoch == self.epoch
 
     def _is_sealed_for_nothing(self) -> bool:
         """P-14: a takeover sealed the own replica and came to nothing. Without a new batch no store would be rejected, and nobody told."""
