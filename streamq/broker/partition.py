@@ -12,7 +12,7 @@ from streamq.broker.subscription import Subscription
 from streamq.log.effects import Advanced, Alarm, Cut, Effect, Persist, Reply
 from streamq.log.idempotence import IdempotenceTable
 from streamq.log.replica import Readable, Replica, Unreadable
-from streamq.log.replica_state import ReplicaState
+from streamq.log.replica_state import DamagedRange, ReplicaState
 from streamq.model.batches import Batch
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, StreamqError, UnavailableError
 from streamq.model.ids import PartitionId, short
@@ -67,7 +67,7 @@ class Partition:
         """What the last takeover here failed of, as told in the log."""
         self.newest_epoch = (self.replica.state.opened, trio.current_time())
         """And when this broker learned of it."""
-        self._mending: dict[tuple[int, int], trio.Event] = {}
+        self._mending: dict[DamagedRange, trio.Event] = {}
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -104,7 +104,7 @@ class Partition:
                 storage.cut(effect.partition, effect.epoch, effect.end)
                 self.node.counters["cuts"] += 1
             elif isinstance(effect, Alarm):
-                log.error("%s: ALARM: %s", self.name, effect.reason)
+                self.node.alarms.log(f"{self.name}: ALARM: {effect.reason}")
                 self.node.counters["alarms"] += 1
 
     def _durable(self, persist: Persist) -> None:
@@ -226,25 +226,37 @@ class Partition:
         return sorted(others, key=lambda broker: not self.node.peers.is_alive(broker))
 
     async def _mend(self, damage: DamagedRangeError) -> None:
-        """Copies a damaged range again, byte for byte; raises the damage when no other replica can give it."""
-        key = (damage.epoch, damage.base)
-        if key in self._mending:
-            await self._mending[key].wait()
-            return
-        done = self._mending[key] = trio.Event()
-        try:
+        """Of a damaged range that a read has met; raises the damage when no other replica can give it."""
+        damaged = DamagedRange(damage.epoch, damage.base, damage.end)
+        if damaged not in self.replica.state.damaged:
             log.warning("%s: %s", self.name, damage)
             self.node.counters["damaged_ranges"] += 1
-            self.carry_out(self.replica.on_damaged(damage.epoch, damage.base, damage.end))
-            await self._restore(damage)
-            self.carry_out(self.replica.on_restored(damage.epoch, damage.base, damage.end))
+            self.carry_out(self.replica.on_damaged(*damaged))
+        await self._mend_range(damaged, damage)
+
+    async def mend_all(self) -> None:
+        """What is known to be damaged here, though nobody reads it: until it is mended this replica counts in none of the epoch's quorums
+        (P-30). Raises CorruptDataError when no other replica can give it now."""
+        for damaged in self.replica.state.damaged:
+            text = f"offsets {damaged.base} to {damaged.end - 1} of {self.name} are damaged here, and no other replica can give them now"
+            await self._mend_range(damaged, CorruptDataError(text, code="data_damaged"))
+
+    async def _mend_range(self, damaged: DamagedRange, failure: CorruptDataError) -> None:
+        """Copies it again, byte for byte; once at a time."""
+        if damaged in self._mending:
+            await self._mending[damaged].wait()
+            return
+        done = self._mending[damaged] = trio.Event()
+        try:
+            await self._restore(damaged, failure)
+            self.carry_out(self.replica.on_restored(*damaged))
             self.node.counters["mended_ranges"] += 1
-            log.warning("%s: offsets %d to %d were copied again", self.name, damage.base, damage.end - 1)
+            log.warning("%s: offsets %d to %d were copied again", self.name, damaged.base, damaged.end - 1)
         finally:
-            del self._mending[key]
+            del self._mending[damaged]
             done.set()
 
-    async def _restore(self, damage: DamagedRangeError) -> None:
+    async def _restore(self, damage: DamagedRange, failure: CorruptDataError) -> None:
         offset = damage.base
         while offset < damage.end:
             batches: list[Batch] = []
@@ -257,7 +269,7 @@ class Partition:
                     break
                 batches = []
             if not batches:
-                raise damage
+                raise failure
             await self.node.storage.restore(self.id, damage.epoch, batches)
             offset = batches[-1].end
 

@@ -64,7 +64,11 @@ class Refills:
     def _is_due(self, partition: Partition) -> bool:
         replica = partition.replica
         return (
-            replica.state.limbo_everywhere or replica.wanted() is not None or bool(replica.renames()) or replica.fold_needed() is not None
+            replica.state.limbo_everywhere
+            or bool(replica.state.damaged)
+            or replica.wanted() is not None
+            or bool(replica.renames())
+            or replica.fold_needed() is not None
         )
 
     async def _refill(self, partition: Partition) -> None:
@@ -73,6 +77,7 @@ class Refills:
                 await self._read_limbo(partition)
                 while (wanted := partition.replica.wanted()) is not None:
                     await self._copy(partition, wanted)
+                await partition.mend_all()
                 for segment in partition.replica.renames():
                     await self._rename(partition, segment)
                 await partition.fold()

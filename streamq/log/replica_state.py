@@ -102,15 +102,19 @@ def learned(state: ReplicaState, register: PartitionRegister, *, also: Iterable[
     is_older = known is not None and (last.epoch < known.epoch or (last.epoch == known.epoch and last.is_open and not known.is_open))
     chain = state.chain if is_older else register.chain
     first, newest = chain[0].epoch, chain[-1].epoch
+    start_offset = max(state.start_offset, register.start_offset)
+    ends = {segment.epoch: segment.end for segment in chain if segment.end is not None}
+    # P-9, P-41: what is void or trimmed is not missing, and nobody could give it.
+    clipped = (d._replace(end=min(d.end, ends.get(d.epoch, d.end))) for d in state.damaged if d.epoch >= first)
     return msgspec.structs.replace(
         state,
         topic=register.topic,
         index=register.index,
         sealed=max(state.sealed, newest - 1),
-        start_offset=max(state.start_offset, register.start_offset),
+        start_offset=start_offset,
         chain=chain,
         limbo=tuple(sorted(e for e in {*state.limbo, *also} if e >= first)),
-        damaged=tuple(d for d in state.damaged if d.epoch >= first),
+        damaged=tuple(d for d in clipped if d.base < d.end and d.end > start_offset),
     )
 
 

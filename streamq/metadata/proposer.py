@@ -241,8 +241,8 @@ class QuorumRead:
         most = max((accepted.count(ballot) for ballot in accepted), default=0)
         if most + open_ >= self.voters.majority:
             return False
-        # The answers cannot agree any more. Whether a majority answers at all decides if the newest value can be completed (P-4): with a bare
-        # majority up, giving up at the first disagreement would do so for ever.
+        # The answers cannot agree any more. The newest value can be completed if a majority answers at all (P-4): with a bare majority up,
+        # giving up at the first disagreement would do so for ever.
         return self.is_split or len(self._answers) + open_ < self.voters.majority
 
     def begin(self) -> list[Ask]:
