@@ -8,7 +8,7 @@ from streamq.log.replica import Readable
 from streamq.log.sequencer import Assigned, Refused
 from streamq.log.takeover import Phase, SendSeal, Takeover
 from streamq.model.ids import Member
-from streamq.model.messages import Sealed
+from streamq.model.messages import Sealed, StoreRun
 from streamq.model.registers import Segment
 from tests.scenarios.test_log_counterexamples import P2, Answers, P, Q, batch, move_on, open_newest, repair, seal, store, stored
 from tests.support.log_chaos import header
@@ -195,6 +195,26 @@ def test_an_epoch_is_served_by_nobody_before_the_register_has_it(world: World) -
     assert b1.sequencer is not None
     assert b1.replica.high_watermark == (2, 2)
     assert b1.replica.table.position == world.register.last.base == 2
+
+
+def test_a_watermark_of_the_new_epoch_shows_nothing_before_the_cut_of_the_old_one_is_durable(world: World) -> None:
+    """P-23: b1 holds void q. The watermark of epoch 2 is above it, and arrives while the cut is still on its way to the disk."""
+    b1 = world.brokers["b1"]
+    store(b1, batch(world, Q))
+    move_on(world, 0)
+    b1.carry_out(b1.replica.on_learn(world.register))
+    b1.carry_out(b1.replica.on_store(StoreRun(PARTITION, 2, 1, 1), [batch(world, P, epoch=2)], Answers()))
+    assert b1.replica.high_watermark == (1, 0)
+    assert world.read_all("b1") == 0
+    b1.crash(0)
+    b1.start()
+    assert b1.replica.high_watermark == (1, 0)
+    assert world.read_all("b1") == 0
+    open_newest(world, b1)
+    store(b1, batch(world, P, epoch=2), epoch=2, mark=1)
+    assert b1.replica.high_watermark == (2, 1)
+    world.read_all("b1")
+    assert world.seen == {0: P}
 
 
 def test_empty_epochs_close_like_any_and_the_log_goes_on_behind_them(world: World) -> None:
