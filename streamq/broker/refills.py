@@ -75,7 +75,7 @@ class Refills:
         try:
             async with self._limiter:
                 await self._read_limbo(partition)
-                while (wanted := partition.replica.wanted()) is not None:
+                while not partition.is_dropped and (wanted := partition.replica.wanted()) is not None:
                     await self._copy(partition, wanted)
                 await partition.mend_all()
                 for segment in partition.replica.renames():
@@ -124,7 +124,7 @@ class Refills:
             partition.carry_out(effects)
             self.node.counters["copied_bytes"] += sum(batch.size for batch in batches)
             with trio.move_on_after(DURABLE_S):
-                while effects and partition.replica.local_tail(wanted.epoch) == before:
+                while effects and partition.replica.local_tail(wanted.epoch) == before and not partition.is_dropped:
                     await partition.stored.park()
             await trio.sleep(PAUSE_S)
             return

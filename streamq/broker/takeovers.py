@@ -65,7 +65,6 @@ class _Run:
         self.partition = partition
         self.node = partition.node
         self.epoch = epoch
-        self.epoch = epoch
         self.why = why
         self.core = Takeover(
             me=self.node.me,
@@ -116,7 +115,8 @@ class _Run:
                 log.warning("%s: the idempotence table cannot be completed: %s", partition.name, error)
             segment = core.register.last
             newest = partition.open_segment
-            if newest is None or newest.epoch != segment.epoch or not partition.replica.is_complete(segment.base):
+            is_over = partition.is_dropped or newest is None or newest.epoch != segment.epoch
+            if is_over or not partition.replica.is_complete(segment.base):
                 log.info("%s: epoch %d was opened here, but is over already or not whole", partition.name, segment.epoch)
                 return
             if partition.sequencing is not None:

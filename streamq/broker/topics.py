@@ -204,14 +204,37 @@ class Topics:
             await self.node.peers.request(broker, TakeOver(topic, index, 1), TIP_TIMEOUT_S)
 
     async def delete(self, name: str) -> None:
-        """The topic's tombstone first: from then on it does not exist. Replicas drop their data when they learn of their partition's."""
-        topic = await self._topic(name)
-        await self.node.registers.change_as(TopicRegister, topic_key(name), delete_topic(name, topic_id=topic.id))
+        """The topic's tombstone first: from then on it does not exist. Replicas drop their data when they learn of their partition's.
+
+        Asked again after it was interrupted, it finishes what is left.
+        """
+        topic = await self.node.registers.get_as(TopicRegister, topic_key(name))
+        if topic is None:
+            raise unknown_topic(name)
+        left: Iterable[int] = range(len(topic.partitions))
+        if topic.deleted:
+            left = await self._not_deleted(topic)
+            if not left:
+                raise unknown_topic(name)
+        else:
+            await self.node.registers.change_as(TopicRegister, topic_key(name), delete_topic(name, topic_id=topic.id))
 
         async def remove(index: int) -> None:
             await self._delete_partition(topic, index)
 
-        await each(range(len(topic.partitions)), remove, at_once=AT_ONCE)
+        await each(left, remove, at_once=AT_ONCE)
+
+    async def _not_deleted(self, topic: TopicRegister) -> set[int]:
+        """Partitions of this topic without a tombstone, never written ones included: a late creation must find theirs (P-6)."""
+        left: set[int] = set()
+
+        async def look(index: int) -> None:
+            register = await self.node.registers.get_as(PartitionRegister, partition_key(topic.name, index))
+            if register is None or (register.id == topic.partitions[index] and not register.deleted):
+                left.add(index)
+
+        await each(range(len(topic.partitions)), look, at_once=AT_ONCE)
+        return left
 
     async def _delete_partition(self, topic: TopicRegister, index: int) -> None:
         tombstone = PartitionRegister(
