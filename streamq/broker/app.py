@@ -68,7 +68,8 @@ async def run_broker(
 ) -> None:
     """Runs one broker until `stop` is called; then hands over what it sequences, closes the storage and returns.
 
-    Cancelled, it stops where it is, like a crash. What happens is counted in `counters`, if given. Raises StorageFailedError when the disk fails, StreamqError when it must not serve.
+    Cancelled, it stops where it is, like a crash. What happens is counted in `counters`, if given. Raises StorageFailedError when the disk
+    fails, StreamqError when it must not serve.
     """
     async with trio.open_nursery() as outer:
         node = Node(config, storage, clock, outer, counters)

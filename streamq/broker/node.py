@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from streamq.broker.complaints import Complaints
 from streamq.broker.config import BrokerConfig
 from streamq.broker.peers import Peer, Peers
 from streamq.broker.registers import Registers
@@ -77,6 +78,7 @@ class Node:
         self.dropped: set[PartitionId] = set()
         """Deleted since this start (ids never come again): whoever missed it must not bring them back."""
         self.counters: Counter[str] = Counter() if counters is None else counters
+        self.alarms = Complaints(log, logging.ERROR)
         self.state = "starting"
         self.has_forgotten = False
         """P-29: in limbo for every partition that is not known here, until the registers were read."""

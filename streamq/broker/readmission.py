@@ -17,7 +17,7 @@ from streamq.metadata import changes
 from streamq.metadata.acceptor import Standing
 from streamq.metadata.proposer import Ask, Chosen, identity
 from streamq.metadata.voters import Readmission, Step, can_replace_one, founding_quorum, replacing, voters_key, why_not_next
-from streamq.model.errors import CorruptDataError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import CorruptDataError, ProtocolError, UnavailableError, UnknownOutcomeError
 from streamq.model.ids import Member
 from streamq.model.messages import AdoptVoters, Failure, Keys, ListKeys, Message, Promise, ReadAccepted, ReadVoters, Rejoin, VotersView
 from streamq.model.registers import BrokerRegister, ClusterRegister, Voter, Voters, broker_key
@@ -248,7 +248,7 @@ class _Joining:
                 await self._local.answer(AdoptVoters(voters=view.voters))
             question = ReadAccepted(number=0, key=broker_key(self._local.broker), as_evidence=True)
             answer = await self._voting.ask(broker, question)
-            if isinstance(answer, Promise):
+            if isinstance(answer, Promise) and _is_evidence(answer.value):
                 heard[broker] = answer.value
                 if len(heard) >= self._evidence_needed():
                     grace.deadline = min(grace.deadline, trio.current_time() + EVIDENCE_GRACE_S)
@@ -347,6 +347,14 @@ class _Joining:
         if now - self._logged >= LOG_EVERY_S:
             self._logged = now
             log.warning("%s is not in the cluster yet: %s", self._local.broker, reason)
+
+
+def _is_evidence(value: bytes | None) -> bool:
+    """What one broker says that is no register of a broker says nothing about this one either; others are asked."""
+    try:
+        return value is None or decode_value(BrokerRegister, value) is not None
+    except ProtocolError:
+        return False
 
 
 def _with_incarnation(register: BrokerRegister, incarnation: bytes) -> BrokerRegister:

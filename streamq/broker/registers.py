@@ -11,9 +11,10 @@ import trio
 from streamq.broker.local_acceptor import LocalAcceptor
 from streamq.broker.voting import REQUEST_TIMEOUT_S, Request, Voting
 from streamq.metadata.proposer import Attempt, Chosen, QuorumRead, backoff_s, identity
-from streamq.model.errors import RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import ProtocolError, RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.ids import Ballot
 from streamq.model.limits import KEY_CHARS_MAX, REGISTER_BYTES_MAX
+from streamq.model.registers import PartitionRegister, TopicRegister
 from streamq.wire.codec import decode_value, encode
 
 __all__ = ["DEADLINE_S", "Change", "Registers"]
@@ -178,17 +179,17 @@ class Registers:
     async def get_as(self, kind: type[T], key: str, *, deadline_s: float | None = None) -> T | None:
         """`get`, decoded."""
         value = await self.get(key, deadline_s=deadline_s)
-        return None if value is None else decode_value(kind, value)
+        return None if value is None else _decoded(kind, key, value)
 
     async def change_as(self, kind: type[T], key: str, f: Callable[[T | None], T], *, deadline_s: float | None = None) -> T:
         """`change` with decoded values; `metadata.changes` has the functions."""
 
         def change(value: bytes | None) -> bytes:
-            current = None if value is None else decode_value(kind, value)
+            current = None if value is None else _decoded(kind, key, value)
             changed = f(current)
             return value if value is not None and changed == current else encode(changed)
 
-        return decode_value(kind, await self.change(key, change, deadline_s=deadline_s))
+        return _decoded(kind, key, await self.change(key, change, deadline_s=deadline_s))
 
     # --- hints ---------------------------------------------------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class Registers:
 
     def cached_as(self, kind: type[T], key: str) -> T | None:
         value = self.cached(key)
-        return None if value is None else decode_value(kind, value)
+        return None if value is None else _decoded(kind, key, value)
 
     def subscribe(self, prefix: str, callback: Callable[[str, bytes], None]) -> Callable[[], None]:
         """Calls `callback(key, value)` whenever `cached` gets a newer value under `prefix`. Returns what ends the subscription.
@@ -225,6 +226,14 @@ class Registers:
                     if key.startswith(prefix):
                         callback(key, chosen.value)
         return chosen.value
+
+
+def _decoded(kind: type[T], key: str, value: bytes) -> T:
+    """Raises ProtocolError for what no broker writes, so that nobody takes a decision on it."""
+    decoded = decode_value(kind, value)
+    if isinstance(decoded, PartitionRegister | TopicRegister) and (fault := decoded.fault()) is not None:
+        raise ProtocolError(f"register {key} is broken: {fault}", code="protocol")
+    return decoded
 
 
 def _bounded(key: str, f: Change) -> Change:

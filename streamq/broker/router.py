@@ -224,8 +224,8 @@ class BrokerRouter:
         if register.id in self.node.dropped:
             answer(session, frame, failure_of(unknown_partition(register.id)))
             return
-        if register.fault() is not None or not register.chain:
-            raise ProtocolError(f"an open carries a broken chain: {register.fault()}", code="protocol")
+        if (fault := register.fault()) is not None:
+            raise ProtocolError(f"an open carries a broken chain: {fault}", code="protocol")
         partition = self.successions.partition(register.id)
         partition.carry_out(partition.replica.on_open(register, ReplyTo(session, frame.request)))
 

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import trio
 
+from streamq.broker.complaints import Complaints
 from streamq.broker.config import BrokerConfig
 from streamq.broker.session import Session
 from streamq.model.errors import ProtocolError
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 
 LARGE_FRAMES_BYTES_MAX: Final = 32 * MiB
 """Incomplete large frames of all clients together."""
-COMPLAINTS_PER_S: Final = 1.0
-"""Lines logged about broken connections; more are counted and summed up, so that nobody can make a broker log without bound."""
 BROKER_CONNECTIONS: Final = 64
 """Kept free of clients, so that however many there are, brokers still reach each other."""
 CLIENT_HEARTBEAT_S: Final = 0.2
@@ -44,22 +43,6 @@ class Router(Protocol):
 
     def ended(self, session: Session) -> None:
         """The connection is gone."""
-
-
-class Complaints:
-    """Log lines about what remote sides did wrong, at a bounded rate."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._hidden = 0
-
-    def log(self, text: str) -> None:
-        now = trio.current_time()
-        if now < self._next:
-            self._hidden += 1
-            return
-        log.warning("%s%s", text, f" (and {self._hidden} more such)" if self._hidden else "")
-        self._next, self._hidden = now + 1 / COMPLAINTS_PER_S, 0
 
 
 class Server:
@@ -80,7 +63,7 @@ class Server:
         self._heard = heard
         self._lost = lost
         self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
-        self._complaints = Complaints()
+        self._complaints = Complaints(log, logging.WARNING)
         self._sessions: dict[Session, None] = {}
         self.connections = 0
 

@@ -135,6 +135,8 @@ class Topics:
         # A broker that is down would leave its partitions one copy short from the start: only where there are not enough others.
         alive = [b for b in brokers.values() if self.node.peers.is_alive(b.broker)]
         sites = [Site(b.broker, b.rack) for b in (alive if len(alive) >= topic.replicas else brokers.values())]
+        if len(sites) < topic.replicas:
+            raise UnavailableError(f"{topic.replicas} replicas need as many brokers, and {len(sites)} are known", code="unavailable")
         seed = int.from_bytes(topic.id[:8], "little")
         placement = place(sites, partitions=len(topic.partitions), replicas=topic.replicas, seed=seed, load=self._load())
 

@@ -117,7 +117,7 @@ class Readmission:
         if self.step is not Step.LIST or broker in self._listed or self._after.get(broker) != after:
             return
         self._keys.update(page.keys)
-        if page.more:
+        if page.more and page.keys:
             self._after[broker] = page.keys[-1]
         else:
             self._listed.add(broker)

@@ -80,7 +80,9 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
     def fault(self) -> str | None:
         """I-8: epochs are consecutive, each base is the end before it, only the last is open. Each has replicas enough to write to.
 
-        None when it holds."""
+        None when it holds; a tombstone has no chain."""
+        if not self.deleted and not (self.chain and self.replicas):
+            return f"partition {self.id.hex()} has {len(self.chain)} segments and {len(self.replicas)} replicas"
         for segment in self.chain:
             if segment.end is not None and segment.end < segment.base:
                 return f"epoch {segment.epoch} begins at {segment.base} and ends at {segment.end}"
@@ -106,6 +108,10 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
     durability: Durability
     created_ms: U63
     deleted: bool = False
+
+    def fault(self) -> str | None:
+        """Why its numbers cannot be those of a topic; None when they can."""
+        return Quorum(self.replicas, self.write, self.read).fault()
 
 
 class BrokerRegister(msgspec.Struct, frozen=True, array_like=True):

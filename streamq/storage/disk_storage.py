@@ -10,7 +10,8 @@ are pinned, and while one is under way no group begins once `cache_bytes` are; s
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -143,7 +144,7 @@ class DiskStorage:
         self._flushing = trio.Lock()
         self._entries = found.replay.entries
         self._flushed_at = 0.0
-        self._is_writing = False
+        self._may_hold = False
         self._is_closed = False
         self._no_space: str | None = None
         self._no_spare: str | None = None
@@ -204,7 +205,7 @@ class DiskStorage:
         self._unchecked_bytes += work.cost
         self._entries += len(work.entries)
         pinned = self._runs.pinned_cost
-        if self._is_writing:
+        if self._may_hold:
             if pinned > self._settings.cache_bytes:
                 self._commit.hold()
         elif pinned >= self._settings.flush_bytes or self._entries >= ENTRIES_MAX:
@@ -269,9 +270,22 @@ class DiskStorage:
         return f"the disk is full: {free >> 20} MiB are free, and {reserve >> 20} MiB are kept for seals"
 
     async def _spare_fault(self) -> str | None:
-        if not self._journal.spare_needed() or await self._workers.run(self._journal.prepare_spare):
+        if not self._journal.spare_needed():
             return None
+        with self._holding_groups():
+            if await self._workers.run(self._journal.prepare_spare):
+                return None
         return "the disk is full: there is no room for another journal file"
+
+    @contextmanager
+    def _holding_groups(self) -> Iterator[None]:
+        """Until the block ends no group begins once memory is full. The block waits for none, and a flush follows or ends with it."""
+        self._may_hold = True
+        try:
+            yield
+        finally:
+            self._may_hold = False
+            self._commit.go_on()
 
     def refusal(self) -> str | None:
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
@@ -313,10 +327,9 @@ class DiskStorage:
         self._flushed_at = trio.current_time()
         result: FlushResult | None = None
         try:
-            position = await self._barrier()
-            self._is_writing = True
-            order = FlushOrder(snapshot, states, derived, position, False)
-            result = await self._workers.run(partial(self._flusher.flush, order))
+            order = FlushOrder(snapshot, states, derived, await self._barrier(), False)
+            with self._holding_groups():
+                result = await self._workers.run(partial(self._flusher.flush, order))
         except BaseException as error:
             self._runs.fail_flush(snapshot)
             self._entries += entries
@@ -330,9 +343,6 @@ class DiskStorage:
             if not result.is_complete:
                 self._entries += 1
                 self._no_flush = "the disk is full: there is no room for a checkpoint"
-        finally:
-            self._is_writing = False
-            self._commit.go_on()
         if result is not None and result.is_complete:
             await self._workers.run(result.tidy)
 

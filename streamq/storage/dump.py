@@ -63,7 +63,7 @@ def _dump(directory: Directory) -> Iterator[Row]:
 def _dump_log_file(directory: Directory, run: RunRow, file: LogFile) -> Iterator[Row]:
     source = directory.source(run, file)
     name = directory.name(source.path)
-    if not source.path.exists():
+    if not directory.ops.exists(source.path):
         yield {"kind": "damage", "file": name, "base": file.base, "end": file.end, "what": "the file is missing"}
         return
     fd = directory.ops.open_to_read(source.path)
@@ -162,14 +162,15 @@ def _log_files(directory: Directory) -> Iterator[Row]:
             path = log_path(directory.path, run.partition, file.name)
             named.add(directory.name(path))
             is_last = file is run.files[-1] and run.epoch == max(r.epoch for r in directory.runs if r.partition == run.partition)
-            state = "missing" if not path.exists() else "active" if is_last else "closed"
+            state = "missing" if not directory.ops.exists(path) else "active" if is_last else "closed"
             row = {"kind": "log", "path": directory.name(path), "state": state}
             yield {**row, **_place(run.partition, run.epoch, file.base, file.end), "size": file.size, "bytes": directory.size(path)}
-            if index_path(path).exists():
+            if directory.ops.exists(index_path(path)):
                 named.add(directory.name(index_path(path)))
                 row = {"kind": "index", "path": directory.name(index_path(path)), "state": state}
                 yield {**row, "bytes": directory.size(index_path(path))}
-    for path in sorted(directory.path.glob("logs/*/*")):
+    folders = [directory.path / "logs" / name for name in directory.ops.names(directory.path / "logs")]
+    for path in [folder / name for folder in folders for name in directory.ops.names(folder)]:
         if directory.name(path) not in named:
             kind = "index" if path.name.removesuffix(".new").endswith(INDEX_SUFFIX) else "log"
             yield {"kind": kind, "path": directory.name(path), "state": "unnamed", "bytes": directory.size(path)}

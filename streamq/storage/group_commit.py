@@ -151,7 +151,7 @@ class GroupCommit:
                 following = queue.get_nowait() if cost < GROUP_BYTES else _Signal.IDLE
             except Empty:
                 following = _Signal.IDLE
-        await self._worker.do(partial(self._journal.write, entries))
+        await self._worker.do(self._journal.write, entries)
         if early:
             give(early)  # P-37
         await self._worker.do(self._journal.sync)

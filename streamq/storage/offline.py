@@ -33,9 +33,9 @@ class Directory:
     none, and `faulty` where.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, ops: FileOps) -> None:
         self.path = path
-        self.ops = FileOps()
+        self.ops = ops
         self.fault = ""
         self.faulty = "identity"
         self.identity: Identity | None = None
@@ -75,10 +75,16 @@ class Directory:
         return str(path.relative_to(self.path))
 
     def size(self, path: Path) -> int:
-        return self.ops.size(path) if path.exists() else 0
+        return self.ops.size(path) if self.ops.exists(path) else 0
 
     def content(self, path: Path) -> bytes:
-        return path.read_bytes() if path.exists() else b""
+        if not self.ops.exists(path):
+            return b""
+        fd = self.ops.open_to_read(path)
+        try:
+            return self.ops.pread(fd, self.ops.size(path), 0)
+        finally:
+            self.ops.close(fd)
 
 
 def batches_in(source: LogSource, fd: int) -> Iterator[Place | DamagedRangeError]:
@@ -100,11 +106,12 @@ def batches_in(source: LogSource, fd: int) -> Iterator[Place | DamagedRangeError
 
 
 @contextmanager
-def opened_offline(path: Path) -> Iterator[Directory]:
+def opened_offline(path: Path, *, ops: FileOps | None = None) -> Iterator[Directory]:
     """The directory, locked: no broker runs there meanwhile. Raises UnavailableError if one does."""
     path = path.absolute()
-    lock = DirectoryLock(path)
+    ops = ops or FileOps()
+    lock = DirectoryLock(path, ops=ops)
     try:
-        yield Directory(path)
+        yield Directory(path, ops=ops)
     finally:
         lock.release()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from streamq.model.batches import BatchHeader
 from streamq.storage.checkpoint import COPIES, RunRow
 from streamq.storage.dump import dump, files
+from streamq.storage.file_ops import FileOps
 from streamq.storage.interface import DamagedRangeError, Identity, LostUnknown
 from streamq.storage.journal_files import FOLDER, MANIFEST
 from streamq.storage.journal_format import decode_manifest
@@ -40,9 +41,9 @@ class Report(NamedTuple):
     records: int
 
 
-def verify(directory: Path) -> Report:
+def verify(directory: Path, *, ops: FileOps | None = None) -> Report:
     """Blocks. Raises UnavailableError if a broker runs there, NotFoundError or AlreadyExistsError if this is no broker's directory."""
-    with opened_offline(directory) as opened:
+    with opened_offline(directory, ops=ops) as opened:
         return _Verification(opened).report()
 
 
@@ -135,11 +136,11 @@ class _Verification:
     def _check_index(self, source: LogSource, begins: dict[int, int]) -> None:
         """A sidecar may be missing or end early; what it says has to be true, or it is built anew (and only then)."""
         path = index_path(source.path)
-        if not path.exists():
+        if not self._directory.ops.exists(path):
             return
         self._files.append(self._directory.name(path))
         index = decode_index(
-            path.read_bytes(),
+            self._directory.content(path),
             incarnation=source.incarnation,
             file=f"{source.path.parent.name}/{source.path.name}",
             base=source.row.base,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import trio
 
@@ -20,6 +20,7 @@ __all__ = ["Loop", "ThreadWorkers", "Worker", "Workers"]
 
 Item = TypeVar("Item")
 T = TypeVar("T")
+Parameters = ParamSpec("Parameters")
 Loop = Callable[[], Coroutine[object, object, None]]
 
 
@@ -46,7 +47,7 @@ class Worker(Protocol[Item]):
 
     async def passes_gate(self) -> None: ...
 
-    async def do(self, work: Callable[[], object]) -> None:
+    async def do(self, work: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         """Blocking work. What it raises comes out here."""
 
     def tell(self, called: Callable[[T], object], argument: T) -> None:
@@ -108,8 +109,8 @@ class _ThreadWorker(Generic[Item]):
     async def passes_gate(self) -> None:
         self._gate.wait()
 
-    async def do(self, work: Callable[[], object]) -> None:
-        work()
+    async def do(self, work: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        work(*args, **kwargs)
 
     def tell(self, called: Callable[[T], object], argument: T) -> None:
         assert self._loop is not None

@@ -6,6 +6,7 @@ Time costs nothing, so timeouts, retries and what they log all happen; a broker 
 import logging
 import random
 import signal
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
@@ -160,7 +161,8 @@ def run_virtual(main: Callable[[], Awaitable[None]], *, seed: int, limit_s: floa
     """Runs `main` under trio on a virtual clock; raises Hung when it takes more real time than that."""
 
     def on_alarm(number: int, frame: FrameType | None) -> None:
-        raise Hung(f"more than {limit_s:g} s of real time")
+        where = "".join(traceback.format_stack(frame, limit=8))
+        raise Hung(f"more than {limit_s:g} s of real time, at the end here:\n{where}")
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, limit_s)

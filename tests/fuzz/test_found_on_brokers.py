@@ -94,3 +94,15 @@ def test_a_clients_long_name_is_refused_and_breaks_no_connection_between_brokers
             assert refused.value.code == "bad_name"
 
     in_a_live_cluster(main)
+
+
+def test_an_alarm_that_a_peer_can_raise_at_will_is_logged_at_a_bounded_rate() -> None:
+    async def main(live: Live) -> None:
+        stream = await peer(live)
+        contradiction = Open(register(id=live.partitions[0], chain=(segment(base=5),)))
+        lines = live.meter.lines
+        await stream.send_all(b"".join(encode_frame(contradiction)) * 1_000)
+        await trio.sleep(3)
+        assert 1 <= live.meter.lines - lines <= 5
+
+    in_a_live_cluster(main)

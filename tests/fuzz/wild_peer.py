@@ -9,6 +9,7 @@ import trio
 
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.ids import NO_PRODUCER
+from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import AnyMessage, Hello, Message, Produce, Repair, Stop, Store, StoreRun
 from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, TopicRegister, Voters
 from streamq.net.handshake import greet
@@ -29,13 +30,18 @@ SEND_S: Final = 2.0
 
 def wild_batch(wild: Wild, partition: bytes | None = None, epoch: int | None = None) -> Batch:
     """Whole, with checksums that hold, and a header that says anything within its bounds."""
-    rng, number = wild.rng, lambda bits: min(max(wild.value(int), 0), (1 << bits) - 1)  # noqa: E731
+    rng = wild.rng
+
+    def number(bits: int) -> int:
+        return int(min(max(wild.value(int), 0), (1 << bits) - 1))
+
     raw = pack_rows([(None, None, b"w", None)] * rng.randrange(1, 4))
     header = BatchHeader(
         (wild.value(bytes) if partition is None else partition).ljust(16, b"\0")[:16],
         rng.choice((1, 1, 2, 3, 1 << 20)), 0, rng.choice((len(raw), 0, 1 << 22)), 0,
         rng.choice((NO_PRODUCER, b"p" * 16)), number(32), number(63), number(63), number(63),
-        number(63) if epoch is None else min(max(epoch, 0), (1 << 63) - 1), min(number(63), (1 << 63) - (1 << 20) - 2), number(63), compression=0,
+        number(63) if epoch is None else min(max(epoch, 0), OFFSET_MAX), min(number(63), OFFSET_MAX - (1 << 20) - 1), number(63),
+        compression=0,
     )  # fmt: skip
     if rng.random() < 0.4:
         header = msgspec.structs.replace(header, base=rng.choice((0, 2, 4, 6)), records=rng.choice((1, 2)))

@@ -16,6 +16,14 @@ from tests.nemesis.network import ROOT, Network
 
 __all__ = ["Broker", "Cluster"]
 
+HAPPENED: Final = {
+    "takeovers": "opened epoch",
+    "sequencers deposed": "no longer sequencer",
+    "replicas in limbo": "in limbo",
+    "damage copied again": "were copied again",
+    "segments held again": "holder of epoch",
+    "voters replaced": "is decided",
+}
 STOP_S: Final = 30.0
 PORT_INSIDE: Final = 7700
 SETTINGS: Final = (
@@ -152,6 +160,11 @@ class Cluster:
                 raise RuntimeError(f"{name} can't rejoin: {done.stderr.decode()}")
             time.sleep(0.2)
         broker.start()
+
+    def happened(self) -> dict[str, int]:
+        """How often the brokers' logs tell of what the faults are meant to bring about."""
+        logs = [broker.log.read_text(errors="replace") for broker in self.brokers.values()]
+        return {what: sum(log.count(words) for log in logs) for what, words in HAPPENED.items()}
 
     def faults_in_logs(self) -> list[str]:
         """Lines of the brokers' logs that must never be there."""

@@ -7,6 +7,9 @@ from typing import Final, NamedTuple
 
 import trio
 
+from streamq.client.cluster import Cluster as ClientCluster
+from streamq.model.errors import StreamqError
+from streamq.model.messages import BrokerState, BrokerStatus
 from tests.nemesis.cluster import Broker, Cluster
 from tests.nemesis.disks import Flip, SmallDisk, flip_in_journal, flip_in_log, lose
 from tests.nemesis.network import CLIENTS, CUT
@@ -291,19 +294,22 @@ async def full_disk(scene: Scene) -> None:
 
 
 async def flip_journal(scene: Scene) -> None:
-    await _flip(scene, flip_in_journal)
+    """Of a broker that was killed: one that stops leaves nothing in its journal."""
+    (broker,) = scene.pick()
+    await scene.kill(broker)
+    await _flip(scene, broker, flip_in_journal)
 
 
 async def flip_log(scene: Scene) -> None:
-    await _flip(scene, flip_in_log)
-
-
-async def _flip(scene: Scene, how: Callable[..., Flip | None]) -> None:
     (broker,) = scene.pick()
     if scene.rng.random() < 0.5:
         await scene.kill(broker)
     else:
         await scene.stop(broker)
+    await _flip(scene, broker, flip_in_log)
+
+
+async def _flip(scene: Scene, broker: Broker, how: Callable[..., Flip | None]) -> None:
     flip = await trio.to_thread.run_sync(how, broker.data, scene.rng)
     broker.start()
     if flip is None:
@@ -313,21 +319,33 @@ async def _flip(scene: Scene, how: Callable[..., Flip | None]) -> None:
 
 
 async def wipe(scene: Scene) -> None:
-    await _wipe(scene, 1)
+    await _wipe(scene, *scene.pick())
 
 
-async def wipe_most_that_may(scene: Scene) -> None:
-    await _wipe(scene, scene.losses_max)
+async def wipe_two(scene: Scene) -> None:
+    """The second as soon as the first is a voter again, before it can have copied much: P-40 replaces one voter at a time, and needs all
+    others."""
+    first, second = scene.pick(2)
+    await _wipe(scene, first)
+    with trio.move_on_after(REJOIN_S):
+        while not await _is_serving(first):
+            await trio.sleep(0.02)
+    await _wipe(scene, second)
 
 
-async def _wipe(scene: Scene, count: int) -> None:
-    brokers = scene.pick(count)
-    for broker in brokers:
-        await scene.kill(broker)
-        await trio.to_thread.run_sync(lose, broker.data)
+async def _wipe(scene: Scene, broker: Broker) -> None:
+    await scene.kill(broker)
+    await trio.to_thread.run_sync(lose, broker.data)
     await scene.wait(0, 3)
-    for broker in brokers:
-        await trio.to_thread.run_sync(lambda broker=broker: scene.cluster.rejoin(broker.name, timeout_s=REJOIN_S))
+    await trio.to_thread.run_sync(lambda: scene.cluster.rejoin(broker.name, timeout_s=REJOIN_S))
+
+
+async def _is_serving(broker: Broker) -> bool:
+    try:
+        async with ClientCluster(broker.address) as client:
+            return (await client.request(BrokerStatus(), BrokerState, timeout_s=1.0)).state == "serving"
+    except StreamqError:
+        return False
 
 
 KINDS: Final = (
@@ -356,5 +374,5 @@ KINDS: Final = (
     Kind("flip-journal", flip_journal, loses=1),
     Kind("flip-log", flip_log, loses=1),
     Kind("wipe", wipe, loses=1),
-    Kind("wipe-two", wipe_most_that_may, loses=2),
+    Kind("wipe-two", wipe_two, loses=2),
 )

@@ -30,6 +30,7 @@ class Report(NamedTuple):
     read: int
     tips: int
     epochs: int
+    happened: dict[str, int]
     troubles: dict[str, int]
     unavailable: dict[str, dict[str, float]]
     quiet_gap_s: float
@@ -85,10 +86,12 @@ def outcomes(history: History) -> dict[str, int]:
 
 def table(report: Report) -> str:
     told = ", ".join(f"{count} {name}" for name, count in report.outcomes.items())
+    happened = ", ".join(f"{count} {what}" for what, count in report.happened.items())
     lines = [
         f"seed {report.seed}, {report.brokers} brokers, W = {report.write}, {report.seconds:.0f} s under faults",
-        f"{len(report.outcomes) and report.records} records in the log ({told}); {report.read} read on the way, {report.tips} tips",
-        f"{report.epochs} epochs; longest gap between acks without a fault {report.quiet_gap_s:.3f} s",
+        f"{report.records} records in the log ({told}); {report.read} read on the way, {report.tips} tips",
+        f"{report.epochs} epochs; {happened}",
+        f"longest gap between acks of a partition without a fault: {report.quiet_gap_s:.3f} s",
         "",
         f"{'fault':24}{'count':>6}{'median gap':>12}{'longest':>10}{'after mending':>15}",
     ]

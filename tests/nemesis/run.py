@@ -103,6 +103,7 @@ def _run(plan: Plan, cluster: Cluster, small: tuple[str, SmallDisk] | None, viol
         read=sum(len(poll.records) for poll in history.polls),
         tips=len(history.tips),
         epochs=sum(versions[-1].last.epoch for versions in history.registers.values()),
+        happened=cluster.happened(),
         troubles=dict(workload.troubles),
         unavailable=unavailability(gaps),
         quiet_gap_s=round(quiet, 3),

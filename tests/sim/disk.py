@@ -21,6 +21,7 @@ DATA: Final = ROOT / "data"
 CAPACITY_BYTES: Final = 1 << 34
 SYNC_S: Final = 0.0003
 BLOCK: Final = 4096
+RECENT_BLOCKS: Final = 12
 ZEROS: Final = bytes(BLOCK)
 Kind = Literal["journal", "log", "index", "checkpoint", "identity", "other"]
 
@@ -126,7 +127,8 @@ class SimulatedDisk:
         written = [at for at in range(0, len(durable), BLOCK) if durable[at : at + BLOCK] != ZEROS[: len(durable) - at]]
         if not written:
             return None
-        first = self.chance.choice(written)
+        # Mostly where was written last: older journal is not read any more, older batches rarely.
+        first = self.chance.choice(written[-RECENT_BLOCKS:] if self.chance.random() < 0.7 else written)
         first += self.chance.randrange(min(BLOCK, len(durable) - first))
         if self.chance.random() < 0.8:
             return self._damage("rot", path, first, bytes([durable[first] ^ 1 << self.chance.randrange(8)]))
@@ -150,6 +152,12 @@ class SimulatedDisk:
 
     def free_up(self) -> None:
         self.capacity_bytes = self._whole_capacity_bytes
+
+    def relieve(self) -> None:
+        """Room, its usual speed, and no syncs that are to fail. What was damaged stays so."""
+        self.free_up()
+        self.slowness = 1.0
+        self._failing_syncs.clear()
 
     def free_bytes(self) -> int:
         return max(0, self.capacity_bytes - self.used_bytes())

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, ParamSpec, TypeVar
 
 import trio
 
@@ -40,6 +40,7 @@ SETTINGS: Final = DiskSettings(
 """So small that flushes, checkpoints, changes of journal files and reads from log files come with a few hundred small batches."""
 Item = TypeVar("Item")
 T = TypeVar("T")
+Parameters = ParamSpec("Parameters")
 
 
 def format_directory(
@@ -135,9 +136,9 @@ class _TaskWorker(Generic[Item]):
     async def passes_gate(self) -> None:
         await self._gate.wait()
 
-    async def do(self, work: Callable[[], object]) -> None:
+    async def do(self, work: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         await trio.sleep(self._latency_s() / 2)
-        work()
+        work(*args, **kwargs)
 
     def tell(self, called: Callable[[T], object], argument: T) -> None:
         called(argument)

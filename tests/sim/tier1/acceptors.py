@@ -1,4 +1,4 @@
-"""A broker's acceptor over its simulated disk, as `broker.local_acceptor` does it: nothing that it says leaves before it is durable (P-3)."""
+"""A broker's acceptor over its simulated disk, as `broker.local_acceptor` does it: nothing it says leaves before it is durable (P-3)."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.metadata.acceptor import Acceptor, AcceptorRecord, Answer, Effect, Standing
 from streamq.model.ids import Member
-from streamq.model.messages import Accept, Message
+from streamq.model.messages import Message
 from streamq.model.registers import Voters
 from streamq.storage.interface import Lost, LostState, LostUnknown
 
@@ -68,9 +68,9 @@ class LocalAcceptor:
         return cell.value if cell is not None else None
 
     def submit(self, message: Message, reply: Reply) -> None:
-        self.perform(self.core.on_message(message), reply, message)
+        self.perform(self.core.on_message(message), reply)
 
-    def perform(self, effect: Effect, reply: Reply, message: Message | None = None) -> None:
+    def perform(self, effect: Effect, reply: Reply) -> None:
         then = effect.then
         if isinstance(effect, Answer):
             if self._undurable:
@@ -81,9 +81,6 @@ class LocalAcceptor:
         if effect.cell is not None:
             key, cell = effect.cell
             token = self._append(cell_key(key), cell)
-            if isinstance(message, Accept):
-                accept = message
-                token.append(lambda: self.world.versions.on_accepted(self.process.name, accept))
         else:
             token = self._append(RECORD_KEY, effect.record)
             token.append(self._on_record)

@@ -33,8 +33,8 @@ def batch_id(header: BatchHeader) -> BatchId:
 class Ledger:
     """What is known for certain of one partition: once in here, never different.
 
-    `seen`: base -> (end, batch) that somebody concluded to be committed. `assigned`: (epoch, base) -> (end, batch). `told`: the largest high
-    watermark told for each epoch. `ends`: of closed epochs. `committed`: everything below it was concluded to be committed by somebody.
+    `seen`: base -> (end, batch) that somebody concluded to be committed. `assigned`: (epoch, base) -> (end, batch). `told`: the largest
+    high watermark told for each epoch. `ends`: of closed epochs. `committed`: all below it was concluded to be committed by somebody.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,9 @@ class Checks:
                     continue
             copies += member.broker in self.world.wounded
         if copies < segment.write and end > segment.base:
-            raise Violation(f"{rule}: epoch {segment.epoch} is said to be stored up to {end}, and {copies} of W = {segment.write} hold that")
+            raise Violation(
+                f"{rule}: epoch {segment.epoch} is said to be stored up to {end}, and {copies} of W = {segment.write} hold that"
+            )
 
     # --- what somebody concludes
 

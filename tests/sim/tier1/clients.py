@@ -1,4 +1,4 @@
-"""Clients of the simulated cluster: producers that retry, consumers that follow one replica, readers of the tip. Each judges what it is told."""
+"""Clients of the simulated cluster: producers that retry, consumers of one replica, readers of the tip. Each judges what it hears."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,7 +25,9 @@ PAUSE_FIRST_S = 0.02
 PAUSE_MAX_S = 0.6
 PATIENCE_S = 1.5
 """A producer that hears nothing for so long goes elsewhere."""
-CERTAINLY_NOT_STORED = frozenset(("not_sequencer", "not_ready", "disk_full", "busy", "fenced", "sequence_gap", "limit_reached", "bad_request"))
+CERTAINLY_NOT_STORED = frozenset(
+    ("not_sequencer", "not_ready", "disk_full", "busy", "fenced", "sequence_gap", "limit_reached", "bad_request")
+)
 
 
 class Client(Endpoint):
@@ -187,7 +189,9 @@ class Producer(Client):
     def _on_ack(self, pending: _Pending, base: int) -> None:
         """I-3: what was acked, or known to be committed, before the batch was sent for the first time lies below it."""
         if 0 <= base < pending.floor:
-            raise Violation(f"I-3: {named(batch_id(pending.header))} was sent when all below {pending.floor} was committed; it is at {base}")
+            raise Violation(
+                f"I-3: {named(batch_id(pending.header))} was sent when all below {pending.floor} was committed; it is at {base}"
+            )
         self.world.counters["acks_received"] += 1
 
     def _on_nack(self, sequence: int, code: str, sequencer: str, sender: str) -> bool:

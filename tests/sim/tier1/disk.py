@@ -1,8 +1,8 @@
 """A broker's data directory: one ordered journal with group commits, a checkpoint, and all that may become of them.
 
-`view` is what the running process sees: everything appended. `raw` is what would be found after a crash: the durable prefix of the journal on top of
-the last checkpoint. Cuts may be journal entries (as `DiskStorage` writes them) or not be there after a crash at all (what `Storage.cut`
-asks its owners to bear): a replay then brings cut batches back.
+`view` is what the running process sees: everything appended. `raw` is what would be found after a crash: the durable prefix of the journal
+on top of the last checkpoint. Cuts may be journal entries (as `DiskStorage` writes them) or not be there after a crash at all (what
+`Storage.cut` asks its owners to bear): a replay then brings cut batches back.
 """
 
 from bisect import bisect_right
@@ -82,7 +82,8 @@ class Disk:
         """The next sync fails (P-15)."""
         self.was_stopped_cleanly = False
         self.lost: list[Lost] = []
-        """Found damaged at the next start."""
+        """Found damaged at each start, until what was made of it is durable: nothing damaged is overwritten before (P-29)."""
+        self._is_loss_new = True
         self.damaged: list[Damage] = []
         self.states: dict[Any, Any] = {}
         self.runs: Runs = {}
@@ -106,7 +107,15 @@ class Disk:
     # --- writing
 
     def append(
-        self, partition: PartitionId, epoch: int, batches: tuple[Batch, ...], key: Any, value: Any, token: Token | None, *, sync: bool = True
+        self,
+        partition: PartitionId,
+        epoch: int,
+        batches: tuple[Batch, ...],
+        key: Any,
+        value: Any,
+        token: Token | None,
+        *,
+        sync: bool = True,
     ) -> None:
         """Batches of one epoch, or a state (`key` not None), or both, in one entry."""
         if batches:
@@ -175,6 +184,8 @@ class Disk:
             run.extend(entry.batches)
         if entry.key is not None:
             _set(self.raw_states, entry.key, entry.value)
+            if entry.key[0] == "acceptor" and entry.value is not None:
+                self.world.versions.on_cell(self.broker, entry.key[1], entry.value)
         elif not entry.batches:
             _cut(self.raw_runs, entry.partition, entry.epoch, entry.end)
 
@@ -211,14 +222,28 @@ class Disk:
         self.process = None
 
     def open(self) -> tuple[Lost, ...]:
-        """A start finds this. Returns what is lost for good (P-29), once."""
+        """A start finds this. Returns what is lost for good (P-29)."""
         self.starts += 1
-        lost, self.lost = tuple(self.lost), []
-        for loss in lost:
-            self._lose(loss)
+        if self._is_loss_new:
+            for loss in self.lost:
+                self._lose(loss)
+        self._is_loss_new = False
         self.states = dict(self.raw_states)
         self.runs = _copy(self.raw_runs)
-        return lost
+        return tuple(self.lost)
+
+    def loaded(self) -> None:
+        """What was made of the losses has been appended: when that is durable they are history."""
+        if self.lost:
+            self._put(_Entry(b"", 0, (), 0, None, None, self._forget_losses, True))
+
+    def _forget_losses(self) -> None:
+        self.lost = []
+
+    def lose(self, lost: list[Lost]) -> None:
+        """Found out at the next start."""
+        self.lost = lost
+        self._is_loss_new = True
 
     def _lose(self, loss: Lost) -> None:
         if isinstance(loss, LostBatches):

@@ -45,13 +45,12 @@ class Healing:
             for target in [*world.brokers, *self.nemesis.clients]:
                 world.network.set_up(source, target, is_up=True)
                 world.network.link(source, target).slowness = 1.0
+        world.network.profile = world.network.profile._replace(loss=0.0, repeats=0.0)
         for disk in world.disks.values():
             disk.slowness, disk.is_full, disk.fails = 1.0, False, False
         self.alive = self._choose()
         self._bring_to_life()
-        probes = [
-            Producer(world, ProducerPlan(f"probe{index}", index, True, 2, 1, 0.2, 1, 0.5)) for index in range(world.plan.partitions)
-        ]
+        probes = [Producer(world, ProducerPlan(f"probe{index}", index, True, 2, 1, 0.2, 1, 0.5)) for index in range(world.plan.partitions)]
         self.producers.extend(probes)
         until = world.now + CONVERGENCE_S
         lack = "nothing was tried"
@@ -101,22 +100,13 @@ class Healing:
             return False
         if len(wanted) < reopen_quorum(replicas=len(register.replicas), write=register.write):
             return False
-        return any(self._is_whole(index, register, m.broker) for m in good)
+        return any(self.nemesis.losses.is_whole(index, m.broker) for m in good)
 
     def _is_wounded(self, index: int, broker: str, segment: Segment) -> bool:
         disk = self.world.disks[broker]
         partition = self.world.partition_ids[index]
         state: ReplicaState = disk.raw_states.get(replica_key(partition), ReplicaState(partition))
         return bool(disk.lost) or bool(disk.damaged) or state.in_limbo(segment.epoch) or broker in self.world.wounded
-
-    def _is_whole(self, index: int, register: PartitionRegister, broker: str) -> bool:
-        runs = self.world.disks[broker].raw_runs.get(self.world.partition_ids[index], {})
-        for segment in register.chain:
-            if segment.end is not None and segment.end > max(segment.base, register.start_offset):
-                run = runs.get(segment.epoch)
-                if not run or run[-1].end < segment.end:
-                    return False
-        return True
 
     def _bring_to_life(self) -> None:
         world = self.world

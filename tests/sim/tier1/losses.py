@@ -1,9 +1,11 @@
-"""How much may be lost (I-1): at most W - 1 brokers have a loss that was not copied again, and one voter at most is being replaced (P-40)."""
+"""How much may be lost (I-1): at most W - 1 brokers have a loss that was not copied again, and one voter at most is replaced (P-40)."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from streamq.log.replica_state import ReplicaState
 from streamq.metadata.acceptor import AcceptorRecord, Standing
+from streamq.model.ids import PartitionId
 from tests.sim.tier1 import events
 from tests.sim.tier1.acceptors import RECORD_KEY
 from tests.sim.tier1.partition import replica_key
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from tests.sim.tier1.disk import Disk
     from tests.sim.tier1.world import World
 
-__all__ = ["Losses"]
+__all__ = ["Losses", "has_table"]
 
 
 class Losses:
@@ -23,13 +25,46 @@ class Losses:
         self._dead = dead
 
     def may_lose(self, broker: str) -> bool:
-        """Whether one more loss, of that broker, is within what the protocol bears."""
+        """Whether one more loss, of that broker, is within what the protocol bears: I-1, and I-7 for those that never come back."""
         self.look()
         world = self.world
-        count = len({*world.wounded, broker})
+        count = len({*world.wounded, *self._dead, broker})
         for index in range(world.plan.partitions):
             register = world.versions.register(index)
             if count > min(register.write, *(segment.write for segment in register.chain)) - 1:
+                return False
+            if not self.is_somebody_whole(index, without={*self._dead, *world.wounded, broker}):
+                return False
+        return True
+
+    def is_somebody_whole(self, index: int, *, without: Collection[str]) -> bool:
+        """Whether a replica of the open epoch is left that holds everything before it, as a sequencer must (P-34)."""
+        last = self.world.versions.register(index).last
+        return any(m.broker not in without and self.is_whole(index, m.broker) for m in last.replicas)
+
+    def is_whole(self, index: int, broker: str) -> bool:
+        """Whether its disk holds every closed segment, durably, and a table that goes on from what is kept."""
+        disk, partition = self.world.disks[broker], self.world.partition_ids[index]
+        register = self.world.versions.register(index)
+        if disk.lost or not has_table(disk, partition, register.start_offset):
+            return False
+        runs = disk.raw_runs.get(partition, {})
+        for segment in register.chain:
+            if segment.end is not None and segment.end > max(segment.base, register.start_offset):
+                run = runs.get(segment.epoch)
+                if not run or run[-1].end < segment.end:
+                    return False
+        return True
+
+    def may_lose_disk(self, broker: str) -> bool:
+        """A table of what was trimmed cannot be had from others yet (P-34, P-41), so enough others must have it."""
+        if not self.may_lose(broker):
+            return False
+        world = self.world
+        for index, partition in enumerate(world.partition_ids):
+            start = world.versions.register(index).start_offset
+            others = [disk for name, disk in world.disks.items() if name != broker and name not in self._dead]
+            if start and sum(1 for disk in others if has_table(disk, partition, start)) < 2:
                 return False
         return True
 
@@ -47,8 +82,10 @@ class Losses:
         return all(record is not None and record.standing is Standing.READY for record in records) and len(numbers) == 1
 
     def _record(self, disk: "Disk") -> AcceptorRecord | None:
-        is_intact = not disk.lost
-        return disk.raw_states.get(RECORD_KEY) if is_intact else None
+        process = self.world.processes.get(disk.broker)
+        if process is not None and process.acceptor.standing is not Standing.READY:
+            return None
+        return None if disk.lost else disk.raw_states.get(RECORD_KEY)
 
     def enter(self, broker: str, what: str) -> None:
         """That broker has lost something of every partition that it is a replica of."""
@@ -78,13 +115,21 @@ class Losses:
             return False
         partition = world.partition_ids[index]
         state: ReplicaState = disk.raw_states.get(replica_key(partition), ReplicaState(partition))
+        if state.limbo_everywhere or state.limbo:
+            return False
         for segment in register.chain:
             if segment.epoch > epoch or (segment.member(broker) is None and segment.epoch != epoch):
                 continue
-            if segment.end is None or state.in_limbo(segment.epoch):
+            if segment.end is None:
                 return False
             run = disk.raw_runs.get(partition, {}).get(segment.epoch)
             tail = run[-1].end if run else segment.base
             if tail < segment.end and segment.end > register.start_offset:
                 return False
         return True
+
+
+def has_table(disk: "Disk", partition: PartitionId, start_offset: int) -> bool:
+    """Whether the idempotence table on that disk goes on from what is kept."""
+    table = disk.tables.get(partition)
+    return start_offset == 0 or (table is not None and table.position >= start_offset)

@@ -1,4 +1,4 @@
-"""Carries out the faults of a plan, each at its time, as far as the protocol promises to bear them. Every fault but `dead` ends by itself."""
+"""Carries out the faults of a plan, each at its time, as far as the protocol promises to bear them. All but `dead` end by themselves."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -41,7 +41,8 @@ class Nemesis:
             "isolate": self._isolate, "oneway": self._oneway, "split": self._split, "flap": self._flap, "reset": self._reset,
             "slow_link": self._slow_link, "cut_clients": self._cut_clients,
             "clock": self._clock, "slow_disk": self._slow_disk, "full_disk": self._full_disk,
-            "rot_journal": self._rot_journal, "rot_file": self._rot_file, "lose_disk": self._lose_disk, "lose_acceptor": self._lose_acceptor,
+            "rot_journal": self._rot_journal, "rot_file": self._rot_file, "lose_disk": self._lose_disk,
+            "lose_acceptor": self._lose_acceptor,
             "takeovers": self._takeovers, "duel": self._duel, "storm": self._storm, "settings": self._settings, "trim": self._trim,
         }  # fmt: skip
         self.clients: Sequence[str] = ()
@@ -170,8 +171,11 @@ class Nemesis:
             return False
         for index in range(world.plan.partitions):
             register = world.versions.register(index)
-            n, w = len(register.replicas), register.write
-            if len([b for b in register.replicas if b not in dead]) < max(w, n - w + 1) or len(register.chain) > 40:
+            last = [m.broker for m in register.last.replicas]
+            for replicas, w in ((register.replicas, register.write), (last, register.last.write)):
+                if len([b for b in replicas if b not in dead]) < max(w, len(replicas) - w + 1):
+                    return False
+            if not self.losses.is_somebody_whole(index, without=dead):
                 return False
         return True
 
@@ -297,7 +301,7 @@ class Nemesis:
         if not lost:
             return False
         self.losses.enter(name, "batches" if isinstance(lost[0], LostBatches) else "state")
-        self._end_and_lose(action, name).lost = lost
+        self._end_and_lose(action, name).lose(lost)
         return True
 
     def _rotten(self, disk: Disk, action: Action) -> list[Lost]:
@@ -332,7 +336,7 @@ class Nemesis:
 
     def _lose_disk(self, action: Action, name: str) -> bool:
         """P-31: an empty directory under the old address: another incarnation."""
-        if name in self.dead or not self.losses.may_lose(name) or not self.losses.may_lose_voter(name):
+        if name in self.dead or not self.losses.may_lose_disk(name) or not self.losses.may_lose_voter(name):
             return False
         self.losses.enter(name, "disk")
         self._end_and_lose(action, name)
@@ -348,7 +352,7 @@ class Nemesis:
             return False
         cells = [key for key in disk.raw_states if key[0] == "acceptor"]
         key = RECORD_KEY if action.amount < 0.3 or not cells else cells[int(action.amount * len(cells))]
-        self._end_and_lose(action, name).lost = [LostState(key)]  # type: ignore[arg-type]
+        self._end_and_lose(action, name).lose([LostState(key)])  # type: ignore[arg-type]
         return True
 
     # --- too much at once
@@ -391,6 +395,8 @@ class Nemesis:
         brokers = list(self.world.brokers)
         self.world.random.shuffle(brokers)
         n = self.world.plan.replicas
+        if action.amount >= 0.6 and not self._may_move(brokers[:n]):
+            return False
         w = 1 + int(action.amount * n) if action.lasts_s > 3 else self.world.plan.write
         quorum = Quorum(n, w, n - w + 1)
         assert quorum.fault() is None
@@ -403,8 +409,13 @@ class Nemesis:
         process.spawn(self._change(process, change))
         return True
 
+    def _may_move(self, wanted: Sequence[str]) -> bool:
+        """A broker that never held the older segments is given them by nobody yet, and cannot sequence (P-34): one at most at a time."""
+        indices = range(self.world.plan.partitions)
+        return len(wanted) > 2 and all(sum(self.losses.is_whole(i, b) for b in wanted) >= len(wanted) - 1 for i in indices)
+
     def _trim(self, action: Action, name: str) -> bool:
-        """P-41: up to a high watermark told for the open epoch, and no further than every replica's idempotence table has come (P-34)."""
+        """P-41: up to a high watermark told for the open epoch; what every kept idempotence table has come to (P-34) goes first."""
         process = self.world.processes.get(name)
         if process is None or process.state != "serving" or process.is_paused:
             return False
@@ -413,8 +424,12 @@ class Nemesis:
 
     def _trim_at(self, process: "Process", amount: float) -> Steps:
         for partition in list(process.partitions.values()):
-            replicas = [p.partitions.get(partition.id) for p in self.world.processes.values()]
-            known = [each.replica.table.position for each in replicas if each is not None]
+            opened = partition.open_segment
+            if opened is None:
+                continue
+            names = opened.replicas
+            tables = [self.world.disks[member.broker].tables.get(partition.id) for member in names]
+            known = [0 if table is None else table.position for table in tables]
             start = int(amount * min([partition.replica.high_watermark[1], *known]))
             change = trim(TOPIC, partition.index, partition=partition.id, start_offset=start)
             try:

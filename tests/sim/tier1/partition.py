@@ -92,9 +92,7 @@ class Partition:
         if persist.state is not None:
             key = self._key
             self._state_changed(persist.state)
-        self.disk.append(
-            self.id, persist.epoch, persist.batches, key, persist.state, partial(self._durable, persist), sync=persist.sync
-        )
+        self.disk.append(self.id, persist.epoch, persist.batches, key, persist.state, partial(self._durable, persist), sync=persist.sync)
 
     def _state_changed(self, state: ReplicaState) -> None:
         """Retires a sequencer whose epoch is over (P-14)."""

@@ -156,7 +156,9 @@ def _producers(draw: Random, partitions: int, duration: float) -> tuple[Producer
         interval = (duration - 8.0) * burst / batches
         is_plain = i == count - 1 and draw.random() < 0.35
         window = draw.choice((1, 3, 5, 8))
-        found.append(ProducerPlan(f"p{i}", i % partitions, not is_plain, batches, window, interval, burst, draw.uniform(0.1, 1.5), 0, strays))
+        found.append(
+            ProducerPlan(f"p{i}", i % partitions, not is_plain, batches, window, interval, burst, draw.uniform(0.1, 1.5), 0, strays)
+        )
     if draw.random() < 0.2:  # a named producer that is opened again, while the older one goes on (P-33)
         first = found[0]
         found.append(first._replace(epoch=1, batches=20, interval_s=1.0, begins=draw.uniform(10.0, 40.0)))

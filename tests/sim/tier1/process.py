@@ -50,6 +50,7 @@ class Process(Endpoint):
         # Limbo is written before anything else, so that it is durable before anything damaged is cut (P-29).
         self._load_partitions(lost)
         self.acceptor = LocalAcceptor(self, lost)
+        disk.loaded()
         self.peers = Peers(self, world.brokers)
         self.registers = Registers(self)
         self.readmissions = Readmissions(self)
@@ -229,4 +230,3 @@ class Process(Endpoint):
         """P-15: a sync failed. Nothing is answered any more."""
         self.world.counters["failed_syncs"] += 1
         self.end(keep=self.world.random.random(), keeps_written=False)
-

@@ -1,4 +1,4 @@
-"""Registers as one simulated broker reads and changes them: the attempts, quorum reads and pauses of `broker.registers` and `broker.voting`.
+"""Registers as one simulated broker reads and changes them: attempts, quorum reads and pauses of `broker.registers` and `broker.voting`.
 
 Everything is decided by the real cores, over the simulated network; proposers duel whenever several change one register.
 """

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.log.sequencer import Assigned, Duplicate, Phase, Progress, Refused
 from streamq.model.batches import Batch, BatchHeader
-from streamq.model.errors import StreamqError, UnavailableError
+from streamq.model.errors import StreamqError
 from streamq.model.ids import Member
 from streamq.model.messages import Ack, Message, Nack, Open, Stored, StoredRun, StoreRun, Tip, TipAnswer
 from streamq.model.registers import PartitionRegister

@@ -160,19 +160,20 @@ class Successions:
         for partition in list(self.process.partitions.values()):
             self._look_at(partition, now)
 
+    def _is_gone(self, partition: Partition, opened: Segment) -> bool:
+        """P-22: this replica counts no more in the open epoch."""
+        return partition.replica.in_limbo(opened.epoch) or opened.member(self.process.name) not in (None, self.process.me)
+
     def _look_at(self, partition: Partition, now: float) -> None:
         opened = partition.open_segment
         if opened is None:
             return
         sequencing = partition.sequencing
         if sequencing is None:
-            if opened.sequencer == self.process.name:
+            if opened.sequencer == self.process.name or (opened.sequencer and not self.leads(opened)):
                 self.consider(partition)
-            elif opened.sequencer and not self.leads(opened):
-                self.consider(partition)
-            elif partition.replica.in_limbo(opened.epoch) or opened.member(self.process.name) not in (None, self.process.me):
-                if self._may_open(partition, now):
-                    self.process.spawn(self._ask_silently(opened.sequencer, partition, opened.epoch))
+            elif self._is_gone(partition, opened) and self._may_open(partition, now):
+                self.process.spawn(self._ask_silently(opened.sequencer, partition, opened.epoch))
         elif sequencing.wants_new_epoch:
             if self._may_open(partition, now):
                 self.world.counters["new_epochs"] += 1

@@ -1,6 +1,7 @@
-"""Runs a `Takeover` core on a simulated broker: every effect becomes messages and writes, every outcome comes back, as `broker.takeovers`."""
+"""Runs a `Takeover` core on a simulated broker: every effect becomes messages and writes, every outcome comes back, as in the shell."""
 
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from streamq.log.takeover import Phase, Takeover
@@ -134,10 +135,8 @@ class TakeoverRun:
     def _begin_sequencing(self) -> Steps:
         core, partition = self.core, self.partition
         assert core.register is not None
-        try:
+        with suppress(StreamqError):
             yield from partition.fold()
-        except StreamqError:
-            pass
         segment = core.register.last
         newest = partition.open_segment
         if newest is not None and newest.epoch == segment.epoch and partition.replica.is_complete(segment.base):

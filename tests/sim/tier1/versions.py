@@ -6,9 +6,9 @@ A version is chosen when a majority of the voters has accepted it durably; nobod
 from bisect import insort
 from typing import TYPE_CHECKING
 
+from streamq.metadata.acceptor import Cell
 from streamq.metadata.proposer import Chosen
 from streamq.model.ids import Ballot
-from streamq.model.messages import Accept
 from streamq.model.registers import PartitionRegister, Segment
 from tests.sim.tier1 import events
 from tests.sim.tier1.checks import Violation
@@ -26,7 +26,7 @@ class Versions:
         self.world = world
         self.majority = majority
         self._chosen: dict[str, list[Place]] = {}
-        self._accepting: dict[tuple[str, int, Ballot], set[str]] = {}
+        self._accepting: dict[tuple[str, Ballot], set[str]] = {}
         self.partition_keys: dict[str, int] = {}
 
     def found(self, key: str, ballot: Ballot, value: bytes) -> None:
@@ -47,13 +47,15 @@ class Versions:
         key = next(key for key, at in self.partition_keys.items() if at == index)
         return [self.world.decode(PartitionRegister, value) for _, value in self._chosen[key]]
 
-    def on_accepted(self, broker: str, accept: Accept) -> None:
-        """An acceptor has it durably."""
-        place = (accept.key, accept.number, accept.ballot)
-        by = self._accepting.setdefault(place, set())
-        by.add(broker)
-        if len(by) == self.majority:
-            self._choose(accept.key, accept.ballot, accept.value)
+    def on_cell(self, broker: str, key: str, cell: Cell) -> None:
+        """An acceptor's disk has it, whether the acceptor was told or not."""
+        if cell.accepted is None or cell.value is None:
+            return
+        by = self._accepting.setdefault((key, cell.accepted), set())
+        if broker not in by:
+            by.add(broker)
+            if len(by) == self.majority:
+                self._choose(key, cell.accepted, cell.value)
 
     def _choose(self, key: str, ballot: Ballot, value: bytes) -> None:
         chosen = self._chosen.setdefault(key, [])

@@ -71,7 +71,9 @@ class World:
         voters = Voters(1, tuple(Voter(name, members[name].incarnation, name, 1) for name in self.brokers[: plan.voters]))
         self.first_voters = voters
         self.versions = Versions(self, voters.majority)
-        values: dict[str, Any] = {broker_key(name): BrokerRegister(name, members[name].incarnation, name, 1, "", 1) for name in self.brokers}
+        values: dict[str, Any] = {
+            broker_key(name): BrokerRegister(name, members[name].incarnation, name, 1, "", 1) for name in self.brokers
+        }
         values["cluster"] = ClusterRegister(CLUSTER, self.brokers)
         registers = [self._first_register(index, list(members.values())) for index in range(plan.partitions)]
         for index, register in enumerate(registers):

@@ -27,7 +27,7 @@ __all__ = ["Nemesis", "StepCounter"]
 Answer = TypeVar("Answer", bound=Message)
 JUMP_MS: Final = 600_000
 DOWN_MIN_S: Final = 0.02
-STEPS_MAX: Final = 4_000
+STEPS_MAX: Final = 400
 DISK_OPERATIONS_MAX: Final = 60
 REPEATS_OF_A_FLAP: Final = 6
 READS_WITHIN_S: Final = 10.0
