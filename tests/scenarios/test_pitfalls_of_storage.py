@@ -1,6 +1,7 @@
 """Pitfalls of storage: what a sync covers, values that look like markers, cuts, and derived files that lie. On real files and real threads,
 or on a simulated disk where the power fails."""
 
+import errno
 import random
 import shutil
 import threading
@@ -223,6 +224,44 @@ def test_a_replaced_file_is_the_old_or_the_new_one_and_then_the_new(keeps_names:
             assert operations > 3
             return
     raise AssertionError("it never comes to its end")
+
+
+class NoRoomFor(FileOps):
+    """A disk that is full as soon as a file of that name is written."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._full: set[int] = set()
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        fd = super().open(path, create=create)
+        (self._full.add if path.name.startswith(self.name) else self._full.discard)(fd)
+        return fd
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+        if fd in self._full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return super().pwritev(fd, buffers, offset)
+
+
+async def test_the_journal_is_kept_until_both_checkpoints_are_written(directory: Path) -> None:
+    """P-27: there was room for one copy only; when that rots, the older one and the whole journal behind it are all there is."""
+    await store(first := DiskStorage.open(directory, settings=SMALL), *batches(0, 20))
+    await first.close()
+    storage = DiskStorage.open(directory, settings=SMALL, ops=NoRoomFor("checkpoint.b"))
+    async with running(storage) as tokens:
+        for base in range(20, 800, 20):
+            storage.append(batches(base, base + 20, size=4_000), [], base)
+            await tokens.until(base)
+            await storage.flush()
+        copy = directory.with_name("killed")
+        shutil.copytree(directory, copy)
+    damaged = bytearray((copy / "checkpoint.a").read_bytes())
+    damaged[40] ^= 1
+    (copy / "checkpoint.a").write_bytes(damaged)
+    after = DiskStorage.open(copy, settings=SMALL)
+    assert after.lost == ()
+    assert await read_all(after, P1, 1, 0) == [*batches(0, 20), *batches(20, 800, size=4_000)]
 
 
 # --- derived files -----------------------------------------------------------------------------------------------------------------

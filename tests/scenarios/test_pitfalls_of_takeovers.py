@@ -253,6 +253,40 @@ def test_the_next_sequencer_fences_the_older_epoch_of_a_producer_too(world: Worl
     assert isinstance(sequencer.on_produce(header(P2, producer_epoch=1), P2, 1), Assigned)
 
 
+def test_what_was_void_is_forgotten_by_who_never_restarted(world: World) -> None:
+    """P-34, pitfall 55: void q lies behind what b1 knows to be committed when it hears of that. b1's table never had it."""
+    b1 = world.brokers["b1"]
+    acked(world, P)
+    b1.produce(header(Q), Q)
+    world.deliver_all("store ", to="b1")
+    world.drop("store")
+    b1.store(b1.me, [])
+    world.deliver_all("store ", to="b1")
+    assert b1.replica.high_watermark == (1, 1)
+    b1.is_up = False  # paused: it hears nothing until the takeover is over
+    assert world.take_over("b2").phase is Phase.DONE
+    b1.is_up = True
+    open_newest(world, b1)
+    world.deliver_all()
+    assert ends(world) == [1, None]
+    acked(world, P2)
+    assert world.take_over("b1").phase is Phase.DONE
+    acked(world, Q)
+    assert world.acked == {P: 0, P2: 1, Q: 2}
+
+
+def test_a_run_begins_where_its_epoch_does(world: World) -> None:
+    """Pitfall 9, P-13: what comes first and is not the first of its epoch is a gap like any other, by a store, a repair or a copy."""
+    b1, b2 = world.brokers["b1"], world.brokers["b2"]
+    assert store(b1, batch(world, P2, base=1)) == [stored(0, "gap")]
+    assert repair(b2, world.register.last, batch(world, P2, base=1)).local_tail == 0
+    move_on(world, 2)
+    open_newest(world, b1)
+    b1.carry_out(b1.replica.on_copied(1, [batch(world, P2, base=1)]))
+    b1.settle(9)
+    assert b1.disk.view == b2.disk.view == {}
+
+
 # --- register changes of unknown outcome -----------------------------------------------------------------------------------------
 
 
