@@ -1,7 +1,7 @@
 """Carries out the faults of a plan, each at its time, as far as the protocol promises to bear them. All but `dead` end by themselves."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tests.sim.tier1.world import World
 
 __all__ = ["Nemesis"]
+
+SUBSTITUTES: Final = ("pause", "slow_disk", "clock")
+"""Tried in the place of a fault that would ask for more than the protocol promises."""
 
 
 class Nemesis:
@@ -59,11 +62,12 @@ class Nemesis:
         if self.is_over:
             return
         target = self._target(action)
-        if self._kinds[action.kind](action, target):
-            self.applied += 1
-            self.world.counters[f"fault_{action.kind}"] += 1
-            self.record.append((self.world.now, f"{action.kind} of {target} for {action.lasts_s:.2f} s"))
-        else:
+        for kind in (action.kind, *SUBSTITUTES):
+            if self._kinds[kind](action, target):
+                self.applied += 1
+                self.world.counters[f"fault_{kind}"] += 1
+                self.record.append((self.world.now, f"{kind} of {target} for {action.lasts_s:.2f} s"))
+                return
             self.world.counters["faults_withheld"] += 1
 
     def _target(self, action: Action) -> str:
