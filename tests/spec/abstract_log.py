@@ -69,6 +69,8 @@ class Copy:
     promised: int = 0
     """The sealed mark that was told to anybody, or that a durable `Open` implies: no restart may forget it (P-16)."""
     opened: int = 0
+    opening: int = 0
+    """The newest epoch whose chain was taken, durable or not."""
     limbo: set[int] = field(default_factory=set)
     """The epochs that it said durably to be in limbo for."""
     limbo_everywhere: bool = False

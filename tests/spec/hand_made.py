@@ -27,6 +27,7 @@ from tests.sim.tier1.events import (
     LimboEntered,
     Lost,
     Opened,
+    OpenTaken,
     RegisterChanged,
     Repaired,
     Reported,
@@ -126,6 +127,7 @@ def _first_takeover(script: Script) -> None:
         script.add(f"sealed 1 {member.broker}", Sealed(member, 0, 1, 0, 0, False))
     script.add("digest 1", Digested(B1, 0, 1, attempt(1), 0, 0, (B1, B2)))
     script.add("change 1", RegisterChanged(0, REGISTERS[0], REGISTERS[1]))
+    script.add("opening 2 b1", OpenTaken(B1, 0, 2))
     script.add("open 2 b1", Opened(B1, 0, 2))
     script.add("sequencer 2", SequencerBegan(B1, 0, 2, 0))
     script.add("end 1", TakeoverEnded(B1, 0, 1, attempt(1), "DONE"))

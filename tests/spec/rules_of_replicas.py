@@ -3,6 +3,8 @@
 Every rule is a function of the log and an event: it raises `Broken` if the event's guard does not hold, and else takes its effect.
 """
 
+from dataclasses import replace
+
 from streamq.model.ids import Member
 from tests.sim.tier1.events import (
     Cut,
@@ -11,6 +13,7 @@ from tests.sim.tier1.events import (
     LimboEntered,
     Lost,
     Opened,
+    OpenTaken,
     Repaired,
     Reported,
     Sealed,
@@ -27,6 +30,7 @@ __all__ = [
     "on_limbo_ended",
     "on_limbo_entered",
     "on_lost",
+    "on_open_taken",
     "on_opened",
     "on_repaired",
     "on_reported",
@@ -69,8 +73,9 @@ def on_started(log: AbstractLog, event: Started) -> None:
         require(tail <= most, "P-28", f"a run of epoch {number} reaches {tail}, and never had more than {most}")
     _owe(log, copy)
     copy.losses = set()
-    copy.start, copy.sealed, copy.opened = event.start, state.sealed, state.opened
+    copy.start, copy.sealed, copy.opened, copy.opening = event.start, state.sealed, state.opened, state.opened
     copy.taken, copy.durable = dict(runs), dict(runs)
+    copy.held |= {number: max(tail, copy.held.get(number, 0)) for number, tail in runs.items()}
     copy.limbo, copy.limbo_everywhere = {*state.limbo, *(d.epoch for d in state.damaged)}, state.limbo_everywhere
     copy.watermark = (0, 0)
     for number in runs:
@@ -118,10 +123,15 @@ def on_taken(log: AbstractLog, event: Taken) -> None:
     require(batches == event.batches, "P-12", f"{event.batches} was taken where {batches} was assigned")
     if copy.opened > epoch.number and epoch.end is not None:
         require(event.end <= epoch.end, "step 4", f"epoch {epoch.number} ends at {epoch.end}, as this replica knows")
-    reasons = [reason for guard in (_may_store, _may_repair, _may_copy) if (reason := guard(log, copy, epoch, event.end))]
+    reasons = [reason for guard in (_may_take_store, _may_repair, _may_copy) if (reason := guard(log, copy, epoch, event.end))]
     require(len(reasons) < 3, "4.3", "; ".join(reasons))
     copy.taken[epoch.number] = event.end
     copy.reached[epoch.number] = max(event.end, copy.reached.get(epoch.number, 0))
+
+
+def _may_take_store(log: AbstractLog, copy: Copy, epoch: Epoch, end: int) -> str:
+    """As `_may_store`, but the chain may still be on its way to the disk, ahead of what is taken now (step 6)."""
+    return _may_store(log, replace(copy, opened=max(copy.opened, copy.opening)), epoch, end)
 
 
 def _may_store(log: AbstractLog, copy: Copy, epoch: Epoch, _end: int) -> str:
@@ -149,7 +159,7 @@ def _may_repair(_log: AbstractLog, copy: Copy, epoch: Epoch, end: int) -> str:
 
 
 def _may_copy(_log: AbstractLog, copy: Copy, epoch: Epoch, end: int) -> str:
-    if epoch.end is None or copy.opened <= epoch.number:
+    if epoch.end is None or max(copy.opened, copy.opening) <= epoch.number:
         return "no copy: the epoch is not closed, as far as this replica knows"
     return "" if end <= epoch.end else "no copy: past the end of the epoch"
 
@@ -227,6 +237,12 @@ def on_repaired(log: AbstractLog, event: Repaired) -> None:
     copy.promised = max(copy.promised, epoch.number)
     epoch.repaired[event.member] = max(event.tail, epoch.repaired.get(event.member, 0))
     _note_furthest(epoch, event.member, event.tail)
+
+
+def on_open_taken(log: AbstractLog, event: OpenTaken) -> None:
+    copy, epoch = log.copy(event.member), log.epoch(event.epoch)
+    require(copy.sealed >= epoch.number - 1, "step 6", f"epoch {epoch.number} is being opened with the sealed mark {copy.sealed}")
+    copy.opening = epoch.number
 
 
 def on_opened(log: AbstractLog, event: Opened) -> None:

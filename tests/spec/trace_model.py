@@ -25,6 +25,7 @@ from tests.sim.tier1.events import (
     LimboEntered,
     Lost,
     Opened,
+    OpenTaken,
     RegisterChanged,
     Repaired,
     Reported,
@@ -76,6 +77,7 @@ RULES: Final[dict[type[Event], Rule]] = {
     LimboEnded: Rule("Lose", replicas.on_limbo_ended),
     LimboEntered: Rule("Lose", replicas.on_limbo_entered),
     Lost: Rule("Lose", replicas.on_lost),
+    OpenTaken: Rule("Open", replicas.on_open_taken),
     Opened: Rule("Open", replicas.on_opened),
     RegisterChanged: Rule("Close", takeovers.on_register_changed),
     Repaired: Rule("Repair", replicas.on_repaired),
@@ -144,6 +146,7 @@ class TraceModel:
             copy = log.copies.get(member)
             if copy is not None:
                 copy.taken = dict(copy.durable)
+                copy.opening = copy.opened
             for epoch in log.epochs.values():
                 if epoch.sequencer == member:
                     epoch.has_stopped = True

@@ -107,8 +107,8 @@ class Checks:
 
     def on_watermark(self, partition: "Partition", epoch: int, mark: int) -> None:
         """A replica shows it (P-23)."""
-        if self.world.is_traced:
-            self.world.note(events.WatermarkTold(partition.me, partition.index, epoch, mark))
+        if self.world.is_traced:  # an effect that leads to others may be carried out after they moved it on
+            self.world.note(events.WatermarkTold(partition.me, partition.index, *partition.replica.high_watermark))
         self._told(partition.index, epoch, mark)
 
     def _told(self, index: int, epoch: int, mark: int) -> None:

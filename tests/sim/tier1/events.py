@@ -27,6 +27,7 @@ __all__ = [
     "LimboEnded",
     "LimboEntered",
     "Lost",
+    "OpenTaken",
     "Opened",
     "RegisterChanged",
     "Repaired",
@@ -143,6 +144,15 @@ class Reported(NamedTuple):
 
 class SealTaken(NamedTuple):
     """The sealed mark was raised to `epoch`, by a `Seal`, a `Repair`, an `Open` or the register; not durable yet."""
+
+    member: Member
+    partition: int
+    epoch: int
+
+
+class OpenTaken(NamedTuple):
+    """The chain up to `epoch` was taken, by an `Open` or from the register; not durable yet. What is taken in the epoch comes behind it in
+    the journal, so stores may be taken now, and are reported after `Opened`."""
 
     member: Member
     partition: int
@@ -299,7 +309,7 @@ class Consumed(NamedTuple):
 
 Event = (
     Founded | Started | Crashed | Lost | LimboEntered | LimboEnded | Taken | Durable | Reported | SealTaken | Sealed | Repaired | Cut
-    | Opened | WatermarkTold | SequencerBegan | SequencerStopped | Assigned | Acked | TakeoverBegan | Digested | TakeoverEnded
+    | OpenTaken | Opened | WatermarkTold | SequencerBegan | SequencerStopped | Assigned | Acked | TakeoverBegan | Digested | TakeoverEnded
     | RegisterChanged | TipBegan | TipConcluded | Consumed
 )  # fmt: skip
 

@@ -39,6 +39,8 @@ class Tracer:
         self._taken[place] = state
         if state.sealed > before.sealed:
             self.world.note(events.SealTaken(*place, state.sealed))
+        if state.opened > before.opened:
+            self.world.note(events.OpenTaken(*place, state.opened))
 
     def on_durable(self, partition: "Partition", persist: Persist) -> None:
         """The replica has been told that the write is durable."""

@@ -35,7 +35,7 @@ PORT: Final = 7700
 EPOCH_MS: Final = 1_700_000_000_000
 ACCEPTOR_PREFIX: Final = "acceptor/"
 EXPECTED: Final = (StorageFailedError, HostCrashError)
-"""What may end a broker whose disk fails."""
+"""What may end a broker whose disk fails; before it has opened its directory, whatever the system says."""
 
 
 class Clock:
@@ -143,7 +143,7 @@ class Broker:
             return "died"
         if any(isinstance(leaf, HostCrashError) for leaf in leaves):
             return "power failed in the middle of a disk operation"
-        if all(isinstance(leaf, EXPECTED) for leaf in leaves):
+        if all(isinstance(leaf, EXPECTED) or (isinstance(leaf, OSError) and process.storage is None) for leaf in leaves):
             return f"stopped: {leaves[0]}"
         refusals = [leaf for leaf in leaves if isinstance(leaf, StreamqError)]
         if len(refusals) == len(leaves) and isinstance(refusals[0], AlreadyExistsError | StreamqError):

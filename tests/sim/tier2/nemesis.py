@@ -141,6 +141,8 @@ class Nemesis:
                 self.cluster.note("nemesis", f"rejoins {target.name}, which said: {target.refused}")
                 self.cluster.wipe(target.name)
                 target.start()
+            elif not target.is_up:
+                target.start()
             is_whole = self.cluster.why_not_whole(TOPIC, self.workload.partitions, but=target.name) is None
             if is_whole and await self._is_read(target):
                 del self.cluster.damaged[target.name]
