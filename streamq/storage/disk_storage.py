@@ -273,7 +273,7 @@ class DiskStorage:
         if not self._journal.spare_needed():
             return None
         with self._holding_groups():
-            if await self._workers.run(self._journal.prepare_spare):
+            if await self._workers.run(self._journal.prepare_spare) or self._journal.has_spare:
                 return None
         return "the disk is full: there is no room for another journal file"
 

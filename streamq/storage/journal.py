@@ -299,12 +299,25 @@ class Journal:
     # --- files ---------------------------------------------------------------------------------------------------------
 
     def spare_needed(self) -> bool:
-        """Whether `prepare_spare` should be called soon, in whatever thread."""
+        """Whether `prepare_spare` should be called soon, in whatever thread.
+
+        Also for each file that proves nothing any more: as long as it lies there every start reports its loss anew.
+        """
         with self._lock:
-            return not self._spares and self._failure is None
+            return self._failure is None and (not self._spares or self._has_useless_files)
+
+    @property
+    def has_spare(self) -> bool:
+        with self._lock:
+            return bool(self._spares)
+
+    @property
+    def _has_useless_files(self) -> bool:
+        """P-29: only once what was lost is on record they may be made anew."""
+        return bool(self._vacant) and self._may_overwrite
 
     def prepare_spare(self) -> bool:
-        """Blocks until there is a spare. False if the disk is full: then refuse new batches and try again later.
+        """Blocks until there is a spare, or one more. False if the disk is full: then refuse new batches and try again later.
 
         May run beside `write_group`, which makes a spare itself when it needs one and there is none. Raises StorageFailedError, final.
         """
@@ -326,12 +339,12 @@ class Journal:
                 (self._spares if file_bytes == self._file_bytes else self._vacant).append(number)
 
     def _prepare(self, wanted: int = 1) -> None:
-        """Makes a spare, unless there are as many as wanted."""
+        """Makes a spare, of a file that proves nothing any more if there is one, unless there are as many as wanted."""
         with self._preparing:
             with self._lock:
-                if len(self._spares) >= wanted:
+                if len(self._spares) >= wanted and not self._has_useless_files:
                     return
-                number = self._vacant[0] if self._vacant and self._may_overwrite else self._numbers + 1
+                number = self._vacant[0] if self._has_useless_files else self._numbers + 1
             path = self._folder / file_name(number)
             self._ops.make_directory(self._folder)
             if number in self._foreign:

@@ -146,6 +146,11 @@ class SimulatedDisk:
         """EIO from the next sync (of such a file). What was to be synced is dropped: some of it has reached the medium, some has not."""
         self._failing_syncs.append(kind)
 
+    def disarm(self) -> None:
+        """Faults that were ordered and have met no write or sync yet do not come any more."""
+        self._next_writes.clear()
+        self._failing_syncs.clear()
+
     def fill(self, *, leaving_bytes: int = 0) -> None:
         """Somebody else takes all space but this much."""
         self.capacity_bytes = self.used_bytes() + leaving_bytes

@@ -208,11 +208,13 @@ def on_sealed(log: AbstractLog, event: Sealed) -> None:
     copy, epoch = log.copy(event.member), log.epoch(event.epoch)
     require(copy.sealed >= epoch.number, "P-16", "a seal was answered without its mark")
     durable = log.raised(epoch, log.durable(copy, epoch))
-    require(event.tail <= durable, "P-16", f"a seal was answered with a tail of {event.tail}, and {durable} is durable")
+    most = _most_told(copy, epoch, durable)
+    require(event.tail <= most, "P-16", f"a seal was answered with a tail of {event.tail}, and {durable} is durable")
     told = epoch.stored.get(event.member, 0)
     is_in_limbo = log.must_be_in_limbo(copy, epoch)
     require(event.limbo or not is_in_limbo, "P-29", "a seal was answered as if this replica were not in limbo")
-    require(event.limbo or event.tail >= told, "4.4", f"a seal was answered with a tail of {event.tail}, and {told} was durable before it")
+    kept = told if epoch.end is None else min(told, epoch.end)  # what was void may be cut by now
+    require(event.limbo or event.tail >= kept, "4.4", f"a seal was answered with a tail of {event.tail}, and {told} was durable before it")
     most = epoch.high_watermark if epoch.end is None else epoch.end
     require(event.high_watermark <= most, "I-6", f"a high watermark of {event.high_watermark} was told, and it is {most}")
     copy.promised = max(copy.promised, epoch.number)
@@ -224,6 +226,11 @@ def on_sealed(log: AbstractLog, event: Sealed) -> None:
     _note_furthest(epoch, event.member, event.tail)
 
 
+def _most_told(copy: Copy, epoch: Epoch, durable: int) -> int:
+    """An answer that was on its way when the epoch turned out to be closed, and was cut, may still leave: its takeover has lost already."""
+    return durable if epoch.end is None else max(durable, copy.reached.get(epoch.number, 0))
+
+
 def on_repaired(log: AbstractLog, event: Repaired) -> None:
     """What leaves `Repair`; the broker may be one that takes the place of a lost replica."""
     copy, epoch = log.copy(event.member), log.epoch(event.epoch)
@@ -233,7 +240,8 @@ def on_repaired(log: AbstractLog, event: Repaired) -> None:
         return
     require(copy.sealed >= epoch.number, "step 4", "a repair was answered without the sealed mark")
     durable = log.raised(epoch, log.durable(copy, epoch))
-    require(event.tail <= durable, "step 4", f"a repair was answered with a tail of {event.tail}, and {durable} is durable")
+    most = _most_told(copy, epoch, durable)
+    require(event.tail <= most, "step 4", f"a repair was answered with a tail of {event.tail}, and {durable} is durable")
     copy.promised = max(copy.promised, epoch.number)
     epoch.repaired[event.member] = max(event.tail, epoch.repaired.get(event.member, 0))
     _note_furthest(epoch, event.member, event.tail)

@@ -132,7 +132,7 @@ STORING = {
 }
 
 TAKEOVERS = {
-    "an opening that does not seal": ("step 6", good().before("mark 1 b1", OpenTaken(B1, 0, 2))),
+    "an opening that does not seal": ("step 6", good().before("mark 1 b3", OpenTaken(B3, 0, 2))),
     "a mark that falls": ("P-16", good().before("digest 1", SealTaken(B1, 0, 1))),
     "a seal without its mark": ("P-16", good().without("mark 1 b2")),
     "a seal that counts what is not durable": ("P-16", good().instead("sealed 2 b2", tail=3)),

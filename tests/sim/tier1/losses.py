@@ -87,8 +87,8 @@ class Losses:
             return None
         return None if disk.lost else disk.raw_states.get(RECORD_KEY)
 
-    def enter(self, broker: str, what: str) -> None:
-        """That broker has lost something of every partition that it is a replica of."""
+    def enter(self, broker: str, what: str, *, of: Collection[PartitionId] | None = None) -> None:
+        """That broker has lost something, of these partitions (None: of all): it counts as a loss of every one that it is a replica of."""
         world = self.world
         world.counters["losses"] += 1
         wounds = world.wounded.setdefault(broker, [])
@@ -96,7 +96,7 @@ class Losses:
             register = world.versions.register(index)
             if any(segment.member(broker) is not None for segment in register.chain):
                 wounds.append((index, register.last.epoch))
-                if world.is_traced:
+                if world.is_traced and (of is None or world.partition_ids[index] in of):
                     world.note(events.Lost(world.disks[broker].member, index, what))
 
     def look(self) -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from streamq.metadata.changes import trim
 from streamq.model.errors import StreamqError
+from streamq.model.ids import PartitionId
 from streamq.model.quorum import Quorum
 from streamq.model.registers import PartitionRegister
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown
@@ -304,9 +305,17 @@ class Nemesis:
         lost = self._rotten(disk, action)
         if not lost:
             return False
-        self.losses.enter(name, "batches" if isinstance(lost[0], LostBatches) else "state")
+        self.losses.enter(name, "batches" if all(isinstance(each, LostBatches) for each in lost) else "state", of=self._touched(lost))
         self._end_and_lose(action, name).lose(lost)
         return True
+
+    def _touched(self, lost: Sequence[Lost]) -> set[PartitionId] | None:
+        """The partitions that were named; None if nobody can tell."""
+        if any(isinstance(each, LostUnknown) for each in lost):
+            return None
+        keys = {replica_key(p): p for p in self.world.partition_ids}
+        of_states = {keys[each.key] for each in lost if isinstance(each, LostState) and each.key in keys}
+        return of_states | {each.partition for each in lost if isinstance(each, LostBatches)}
 
     def _rotten(self, disk: Disk, action: Action) -> list[Lost]:
         """One of: a tail of a run; the state of a replica; both; something that cannot be told, and with it anything."""

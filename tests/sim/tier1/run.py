@@ -11,8 +11,10 @@ from tests.sim.tier1.world import World
 __all__ = ["MUST_HAPPEN", "run_plan", "run_seed"]
 
 MUST_HAPPEN = (
-    "acks", "consumed", "tips", "takeovers", "takeovers_lost", "repairs", "truncations", "torn_tails", "limbo", "losses",
-    "register_conflicts", "readmissions", "retries", "duplicates_refused", "unknown_outcomes", "fenced", "trims", "failed_syncs", "damage_mended",
+    "acks", "consumed", "tips", "takeovers", "takeovers_lost", "repairs", "truncations",
+    "torn_tails", "limbo", "losses",
+    "register_conflicts", "readmissions", "retries", "duplicates_refused", "unknown_outcomes",
+    "fenced", "trims", "failed_syncs", "damage_mended",
 )  # fmt: skip
 """Counters that have to be above zero over all seeds of a run, or it has proved nothing (pitfall 60)."""
 

@@ -27,6 +27,7 @@ class Versions:
         self.majority = majority
         self._chosen: dict[str, list[Place]] = {}
         self._accepting: dict[tuple[str, Ballot], set[str]] = {}
+        self._traced: dict[int, PartitionRegister] = {}
         self.partition_keys: dict[str, int] = {}
 
     def found(self, key: str, ballot: Ballot, value: bytes) -> None:
@@ -82,7 +83,9 @@ class Versions:
             raise Violation(f"I-8, P-9: the register of partition {index} went wrong: {fault}")
         if new.last.epoch > old.last.epoch:
             self.world.counters["epochs"] += 1
-        if self.world.is_traced:
+        if self.world.is_traced and self._traced.get(index, old) == old:
+            # Choices may come to light out of their order: what was passed over then is part of the change that was noted.
+            self._traced[index] = new
             self.world.note(events.RegisterChanged(index, old, new))
         self.world.checks.on_register(index, old, new)
 

@@ -277,6 +277,7 @@ class Nemesis:
         if target.is_up:
             target.disk.fail_next_sync()
         await trio.sleep(2.0)
+        target.disk.disarm()
         await self._down_for(target, fault)
 
     async def _clock_jumps(self, target: Broker, _other: Broker, fault: Fault) -> None:
@@ -308,12 +309,14 @@ class Nemesis:
         target.disk.misdirect_next_write("journal" if fault.amount < 0.6 else "log")
         await trio.sleep(2.0)
         await self._end_when_idle(target, target.cut_power)
+        target.disk.disarm()
         await self._down_for(target, fault)
 
     async def _lost_write(self, target: Broker, _other: Broker, fault: Fault) -> None:
         target.disk.lose_next_write("journal" if fault.amount < 0.6 else "log")
         await trio.sleep(2.0)
         await self._end_when_idle(target, target.cut_power)
+        target.disk.disarm()
         await self._down_for(target, fault)
 
     async def _end_when_idle(self, target: Broker, end: Callable[[], None]) -> None:

@@ -180,6 +180,21 @@ def test_a_crash_between_taking_a_file_and_its_first_group_is_harmless_time_and_
     assert lab.read().lost == ()
 
 
+def test_a_damaged_spare_is_a_loss_once_and_not_at_every_start() -> None:
+    """Found by tier 2 (seed 1107): a broker that had recorded its limbo was in limbo for everything again after each restart."""
+    lab = Lab(files=3)
+    groups, _ = three_groups(lab)
+    spare = DIRECTORY / "journal" / "000003.journal"
+    lab.disk.content(spare)[:4096] = bytes(4096)
+    assert [type(lost) for lost in lab.restart(limbo=[LIMBO]).lost] == [LostUnknown]
+    assert lab.journal.spare_needed()
+    assert lab.journal.prepare_spare()
+    assert not lab.journal.spare_needed()
+    read = lab.restart()
+    assert read.lost == ()
+    assert read.entries == [*flat(groups), LIMBO]
+
+
 def test_unreadable_sectors_are_damage_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab()
     groups, ends = three_groups(lab)
