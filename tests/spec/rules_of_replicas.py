@@ -60,7 +60,9 @@ def on_started(log: AbstractLog, event: Started) -> None:
     if not losses & {"state"}:
         require(state.sealed >= copy.promised, "P-16", f"the sealed mark {state.sealed} is below {copy.promised}, which was promised")
         require(state.opened >= copy.opened, "P-1", f"epoch {copy.opened} was opened durably, and {state.opened} is the newest it knows")
-        forgotten = copy.limbo - {*state.limbo, *(d.epoch for d in state.damaged)}
+        gone = copy.limbo - {*state.limbo, *(d.epoch for d in state.damaged)}
+        # Its end may have become durable with nobody told.
+        forgotten = [e for e in gone if not log.is_dropped(e) and not _is_whole(log.epoch(e), runs.get(e, 0))]
         require(state.limbo_everywhere or not forgotten, "P-29", f"a restart ended limbo for {sorted(forgotten)}")
         require(state.limbo_everywhere or not copy.limbo_everywhere, "P-29", "a restart ended limbo everywhere")
     for number, tail in copy.durable.items():
@@ -72,14 +74,21 @@ def on_started(log: AbstractLog, event: Started) -> None:
         most = copy.reached.get(number, 0)
         require(tail <= most, "P-28", f"a run of epoch {number} reaches {tail}, and never had more than {most}")
     _owe(log, copy)
+    if "state" in losses:
+        copy.promised = state.sealed
     copy.losses = set()
     copy.start, copy.sealed, copy.opened, copy.opening = event.start, state.sealed, state.opened, state.opened
     copy.taken, copy.durable = dict(runs), dict(runs)
     copy.held |= {number: max(tail, copy.held.get(number, 0)) for number, tail in runs.items()}
     copy.limbo, copy.limbo_everywhere = {*state.limbo, *(d.epoch for d in state.damaged)}, state.limbo_everywhere
+    copy.owes_everywhere = copy.owes_everywhere or state.limbo_everywhere
     copy.watermark = (0, 0)
     for number in runs:
         _note_stored(log, copy, log.epoch(number))
+
+
+def _is_whole(epoch: Epoch, tail: int) -> bool:
+    return epoch.end is not None and max(tail, epoch.base) >= epoch.end
 
 
 def _owe(log: AbstractLog, copy: Copy) -> None:

@@ -216,7 +216,7 @@ DISKS = {
     "durable batches forgotten": ("P-27", good().instead("return b1", runs=((2, 0, 1),))),
     "batches that were never there": ("P-28", good().instead("return b1", runs=((2, 0, 4),))),
     "a lost disk under its old incarnation": ("P-31", good().before("return b1", Lost(B1, 0, "disk"))),
-    "limbo for an epoch forgotten": ("P-29", good().before("stop b1", LimboEntered(B1, 0, (2,)))),
+    "limbo for an epoch forgotten": ("P-29", good().before("stop b1", LimboEntered(B1, 0, (3,)))),
     "limbo everywhere forgotten": ("P-29", good().before("stop b1", LimboEntered(B1, 0, None))),
     "limbo that ends while the epoch is open": ("P-29", good().before("begin 3", LimboEnded(B3, 0, 3))),
     "limbo that ends before all is held": ("P-29", good().without("refill 2 durable")),

@@ -8,7 +8,7 @@ import msgspec
 from streamq.metadata.changes import trim
 from streamq.model.errors import StreamqError
 from streamq.model.ids import PartitionId
-from streamq.model.quorum import Quorum
+from streamq.model.quorum import Quorum, reopen_quorum
 from streamq.model.registers import PartitionRegister
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown
 from tests.sim.tier1.acceptors import RECORD_KEY
@@ -413,6 +413,9 @@ class Nemesis:
         w = 1 + int(action.amount * n) if action.lasts_s > 3 else self.world.plan.write
         quorum = Quorum(n, w, n - w + 1)
         assert quorum.fault() is None
+        kept = brokers if action.amount < 0.6 else brokers[:n]
+        if any(name in self.dead for name in kept) and n - len(self.dead) < reopen_quorum(replicas=n, write=w):
+            return False  # I-7: with these no epoch could follow
 
         def change(register: PartitionRegister) -> PartitionRegister:
             kept = [m.broker for m in register.last.replicas]

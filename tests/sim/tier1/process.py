@@ -114,6 +114,9 @@ class Process(Endpoint):
         if world.is_traced:
             for partition in self.partitions.values():
                 world.tracer.on_started(partition)
+            for index, identity in enumerate(world.partition_ids):
+                if identity not in self.partitions:
+                    world.tracer.on_started_without(self, index)
         for identity in in_limbo:
             partition = self.partitions[identity]
             world.counters["limbo"] += 1

@@ -29,6 +29,12 @@ class Tracer:
         runs = tuple((epoch, base, tail) for epoch, (base, tail) in sorted(partition.disk.run_ends(partition.id).items()))
         self.world.note(events.Started(partition.me, process.disk.starts, partition.index, state, runs))
 
+    def on_started_without(self, process: "Process", index: int) -> None:
+        """Nothing of that partition lies there."""
+        state = ReplicaState(self.world.partition_ids[index])
+        self._taken[process.me, index] = self._durable[process.me, index] = state
+        self.world.note(events.Started(process.me, process.disk.starts, index, state, ()))
+
     def on_crashed(self, process: "Process") -> None:
         self.world.note(events.Crashed(process.me))
 
@@ -39,6 +45,9 @@ class Tracer:
         self._taken[place] = state
         if state.sealed > before.sealed:
             self.world.note(events.SealTaken(*place, state.sealed))
+        if before.limbo_everywhere and not state.limbo_everywhere:
+            # The register was read: from here on limbo belongs to these epochs. What is taken later lies behind it in the journal.
+            self.world.note(events.LimboEntered(*place, state.limbo))
         if state.opened > before.opened:
             self.world.note(events.OpenTaken(*place, state.opened))
 
@@ -56,7 +65,8 @@ class Tracer:
         self._durable[place] = state
         if state.limbo_everywhere and not before.limbo_everywhere:
             self.world.note(events.LimboEntered(*place, None))
-        if entered := tuple(e for e in state.limbo if e not in before.limbo):
+        entered = tuple(e for e in state.limbo if e not in before.limbo)
+        if entered:
             self.world.note(events.LimboEntered(*place, entered))
         for epoch in before.limbo:
             if epoch not in state.limbo:
