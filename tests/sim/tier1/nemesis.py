@@ -37,6 +37,8 @@ class Nemesis:
         self.dead: set[str] = set()
         self.losses = Losses(world, self.dead)
         self.applied = 0
+        self._needed = 0
+        """The most replicas that an epoch may need to follow another, by settings that were asked for and may come late."""
         self.record: list[tuple[float, str]] = []
         self.is_over = False
         self._cut: dict[tuple[str, str], int] = {}
@@ -169,7 +171,7 @@ class Nemesis:
         world = self.world
         dead = {*self.dead, name}
         is_voter_lost = not self.dead and not self.losses.may_lose_voter(self.world.brokers[0])
-        if self.world.wounded or name in self.dead or is_voter_lost:
+        if self.world.wounded or name in self.dead or is_voter_lost or world.plan.replicas - len(dead) < self._needed:
             return False
         voters = [v.broker for v in world.first_voters.voters]
         if len([v for v in voters if v not in dead]) < world.first_voters.majority:
@@ -414,8 +416,10 @@ class Nemesis:
         quorum = Quorum(n, w, n - w + 1)
         assert quorum.fault() is None
         kept = brokers if action.amount < 0.6 else brokers[:n]
-        if any(name in self.dead for name in kept) and n - len(self.dead) < reopen_quorum(replicas=n, write=w):
+        needed = reopen_quorum(replicas=n, write=w)
+        if any(name in self.dead for name in kept) and n - len(self.dead) < needed:
             return False  # I-7: with these no epoch could follow
+        self._needed = max(self._needed, needed)
 
         def change(register: PartitionRegister) -> PartitionRegister:
             kept = [m.broker for m in register.last.replicas]
