@@ -76,6 +76,7 @@ class Flusher:
         self._may_overwrite = may_overwrite
         self._has_swept = False
         self._ops = ops
+        self._durable_folders: set[Path] = set()
 
     def flush(self, order: FlushOrder) -> FlushResult:
         """Blocks until all of it is durable and the journal released. Raises OSError; nothing counts then, and it may be tried again.
@@ -83,7 +84,12 @@ class Flusher:
         Raises StorageFailedError if nobody can tell whether it counts.
         """
         writer = LogWriter(
-            self._directory, incarnation=self._incarnation, file_bytes=self._log_file_bytes, ops=self._ops, indexes=self._indexes
+            self._directory,
+            incarnation=self._incarnation,
+            file_bytes=self._log_file_bytes,
+            ops=self._ops,
+            indexes=self._indexes,
+            durable_folders=self._durable_folders,
         )
         flushed: list[FlushedRun] = []
         shortened: list[tuple[Path, int]] = []
@@ -191,6 +197,7 @@ class Flusher:
                 self._ops.unlink(gone)
         if self._ops.exists(path.parent) and not self._ops.names(path.parent):
             self._ops.remove_directory(path.parent)
+            self._durable_folders.discard(path.parent)
 
     def _sweep(self, rows: list[RunRow]) -> None:
         """Once after a start: log files that a flush had begun before a crash. What they hold was in the journal, or never acknowledged."""

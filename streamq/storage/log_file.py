@@ -96,13 +96,17 @@ def decode_file_header(content: bytes) -> LogFileHeader | None:
 class LogWriter:
     """Extends log files in large writes, for one flush, in one thread; nothing counts before `sync`. Raises OSError as the system does."""
 
-    def __init__(self, directory: Path, *, incarnation: Incarnation, file_bytes: int, ops: FileOps, indexes: IndexCache) -> None:
+    def __init__(
+        self, directory: Path, *, incarnation: Incarnation, file_bytes: int, ops: FileOps, indexes: IndexCache, durable_folders: set[Path]
+    ) -> None:
+        """`durable_folders` are the partitions' folders that this start knows to be durable; those that `sync` makes so are added."""
         self._directory = directory
         self._incarnation = incarnation
         self._file_bytes = file_bytes
         self._ops = ops
         self._indexes = indexes
         self._open: list[int] = []
+        self._durable_folders = durable_folders
         self._made_in: set[Path] = set()
         self._touched: list[Path] = []
         self._made: list[Path] = []
@@ -165,11 +169,11 @@ class LogWriter:
 
     def _make(self, path: Path, header: LogFileHeader) -> tuple[int, FileIndex, int]:
         """A new file with its header; one of this name that is there was never checkpointed."""
-        if path.parent not in self._made_in:
-            if not self._ops.exists(path.parent):
-                self._ops.make_directory(path.parent)
-                self._made_in.update((path.parent.parent, self._directory))
-            self._made_in.add(path.parent)
+        if path.parent not in self._durable_folders:
+            # Also one that exists: an earlier flush may have made it and failed before its name was durable.
+            self._ops.make_directory(path.parent)
+            self._made_in.update((path.parent.parent, self._directory))
+        self._made_in.add(path.parent)
         self._made.append(path)
         fd = self._ops.open(path, create=True)
         index = FileIndex(header.base, LOG_HEADER_BYTES)
@@ -182,6 +186,7 @@ class LogWriter:
         self._sync_open()
         for directory in sorted(self._made_in):
             self._ops.sync_directory(directory)
+        self._durable_folders |= self._made_in
         self._made_in.clear()
 
     def save_indexes(self) -> None:

@@ -302,7 +302,8 @@ def restore(source: LogSource, batches: Sequence[Batch]) -> None:
     if not source.ops.exists(source.path):
         source.ops.make_directory(source.path.parent)
         source.ops.close(source.ops.open(source.path, create=True))
-        source.ops.sync_directory(source.path.parent)
+        for directory in (source.path.parent, source.path.parent.parent, source.path.parent.parent.parent):
+            source.ops.sync_directory(directory)
     position = find_offset(source, batches[0].base)
     end = position + sum(batch.size for batch in batches)
     fd = source.ops.open(source.path)

@@ -2,6 +2,7 @@
 
     python -m tests.sim tier1 --seeds 20000 --jobs 2        a synchronous world over the pure cores
     python -m tests.sim tier2 --minutes 30                  the real broker, producer and consumer in one trio run
+    python -m tests.sim storage --seeds 500                 one broker's real storage under every fault of its disk
     python -m tests.sim replay tier2 144                    one seed, shortened, with a time line
 
 Prints seeds/s, virtual hours, counters and the verdict. Ends with 1 after a violation, and when something that has to happen did not:
@@ -20,14 +21,14 @@ from typing import Final
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("producers", "consumers")]
 
-from tests.sim import tier1, tier2  # noqa: E402
+from tests.sim import storage_seeds, tier1, tier2  # noqa: E402
 from tests.sim.report import Report  # noqa: E402
 
-TIERS: Final = {"tier1": tier1, "tier2": tier2}
+TIERS: Final = {"tier1": tier1, "tier2": tier2, "storage": storage_seeds}
 PROGRESS_S: Final = 30.0
 FAILURES_MAX: Final = 3
 """After so many violations there is enough to look at."""
-CHUNK: Final = {"tier1": 20, "tier2": 1}
+CHUNK: Final = {"tier1": 20, "tier2": 1, "storage": 4}
 
 
 def seeds(first: int, number: int | None, until: float | None) -> Iterator[int]:

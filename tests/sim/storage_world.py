@@ -28,6 +28,7 @@ from tests.sim.storage_model import PARTITIONS, Model, Violation, demand, writte
 __all__ = ["StorageWorld", "Violation"]
 
 LIFE_S: Final = 8.0
+ROOM_BYTES: Final = 1 << 30
 WINDOW: Final = 20
 """Appends on their way at most."""
 RESTORES_MAX: Final = 500
@@ -47,6 +48,8 @@ class StorageWorld:
         self.tokens: list[object] = []
         self._model = Model()
         self._was_stopped = False
+        self._had_room = False
+        """It was, and no full disk was in the way of the mark of it."""
         self._seen_damage = 0
         self._may_fail = False
         self._given = trio.Event()
@@ -67,10 +70,12 @@ class StorageWorld:
         try:
             storage = open_storage(self.disk)
         except HostCrashError:
+            self._had_room = False  # a start may have been counted
             self._end("crashed while starting")
             return None
         except StorageFailedError:
             demand(self._may_fail, "a start fails on a good disk")
+            self._had_room = False
             self._end("failed while starting")
             return None
         except CorruptDataError as error:
@@ -80,12 +85,13 @@ class StorageWorld:
             rejoin_directory(self.disk, cluster=CLUSTER, broker="b1", first_voters=VOTERS)
             self.disk.damage.clear()
             self._model, self._seen_damage = Model(), 0
+            self._was_stopped = self._had_room = False
             storage = open_storage(self.disk)
         self._note(f"starts, lost {storage.lost}")
         ever, fresh = self.disk.damage, self.disk.damage[self._seen_damage :]
         demand(self._was_stopped or not storage.was_stopped_cleanly, "a stop that was none passes for a clean one")
-        demand(bool(ever) or storage.was_stopped_cleanly or not self._was_stopped, "a clean stop is forgotten")
-        self._was_stopped = False
+        demand(bool(ever) or storage.was_stopped_cleanly or not self._had_room, "a clean stop is forgotten")
+        self._was_stopped = self._had_room = False
         for kind in {type(loss).__name__ for loss in storage.lost}:
             self.counts[kind] += 1
         self._model.compare(storage, ever=ever, fresh=fresh)
@@ -102,11 +108,12 @@ class StorageWorld:
                     nursery.start_soon(storage.run, self._take)
                     await self._own(storage, nursery, ending)
             if ending == "stop":
+                self._was_stopped = True  # even if the power goes just after its mark
+                room = self.disk.free_bytes()
                 await storage.close()
+                self._had_room = storage.refusal() is None and room > ROOM_BYTES
         except (StorageFailedError, HostCrashError, Violation, BaseExceptionGroup) as error:
             ending = self._why(error)
-        else:
-            self._was_stopped = ending == "stop" and storage.refusal() is None
         self._end(ending)
 
     async def _own(self, storage: DiskStorage, nursery: trio.Nursery, ending: str) -> None:

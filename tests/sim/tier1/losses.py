@@ -117,6 +117,9 @@ class Losses:
         state: ReplicaState = disk.raw_states.get(replica_key(partition), ReplicaState(partition))
         if state.limbo_everywhere or state.limbo:
             return False
+        last = register.last.member(broker)
+        if last is not None and last != disk.member:
+            return False  # the open epoch names what was lost, so the broker counts in none of its quorums
         for segment in register.chain:
             if segment.epoch > epoch or (segment.member(broker) is None and segment.epoch != epoch):
                 continue

@@ -45,7 +45,11 @@ class Refills:
     def _is_due(self, partition: Partition) -> bool:
         replica = partition.replica
         return (
-            replica.state.limbo_everywhere or replica.wanted() is not None or bool(replica.renames()) or replica.fold_needed() is not None
+            replica.state.limbo_everywhere
+            or bool(replica.state.damaged)
+            or replica.wanted() is not None
+            or bool(replica.renames())
+            or replica.fold_needed() is not None
         )
 
     def _pin_limbo(self) -> Steps:
@@ -72,6 +76,8 @@ class Refills:
             yield from self._read_limbo(partition)
             while (wanted := partition.replica.wanted()) is not None:
                 yield from self._copy(partition, wanted)
+            for damaged in partition.replica.state.damaged:
+                yield from partition.mend(damaged)
             for segment in partition.replica.renames():
                 yield from self._rename(partition, segment)
             yield from partition.fold()
