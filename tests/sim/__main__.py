@@ -13,8 +13,10 @@ import argparse
 import multiprocessing
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -36,6 +38,14 @@ def seeds(first: int, number: int | None, until: float | None) -> Iterator[int]:
         if until is not None and time.monotonic() >= until:
             return
         yield seed
+
+
+def run_safely(tier: str, seed: int) -> Report:
+    """An exception is a violation too: of the code under test or of the simulation, somebody has to look."""
+    try:
+        return TIERS[tier].run_seed(seed)
+    except Exception:
+        return Report(seed, violation=f"an exception\n{traceback.format_exc()}")
 
 
 class Total:
@@ -64,7 +74,8 @@ class Total:
             self.virtual_least_s = min(self.virtual_least_s, report.virtual_s)
         else:
             self.failed.append(report)
-            print(f"seed {report.seed}: {report.violation.splitlines()[0]}", flush=True)
+            lines = report.violation.splitlines()
+            print(f"seed {report.seed}: {lines[0]} {lines[-1] if len(lines) > 1 else ''}", flush=True)
         if time.monotonic() - self.told >= PROGRESS_S:
             self.told = time.monotonic()
             print(self.line(), flush=True)
@@ -98,11 +109,12 @@ class Total:
 
 def run(options: argparse.Namespace) -> int:
     tier = TIERS[options.command]
+    one = partial(run_safely, options.command)
     number = options.seeds if options.seeds is not None or options.minutes is not None else 100
     until = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     total = Total(options.command, options.jobs)
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for report in _reports(pool, tier.run_seed, seeds(options.seed, number, until), CHUNK[options.command] * options.jobs * 4):
+        for report in _reports(pool, one, seeds(options.seed, number, until), CHUNK[options.command] * options.jobs * 4):
             total.add(report)
             if len(total.failed) >= FAILURES_MAX:
                 break

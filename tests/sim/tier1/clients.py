@@ -159,6 +159,7 @@ class Producer(Client):
 
     def _produce(self, connection: Connection, sequences: Sequence[int]) -> None:
         first = self._ticket
+        sequences = [sequence for sequence in sequences if sequence in self.pending]  # a connection that breaks settles some
         batches = [Batch(self.pending[sequence].header, b"", b"") for sequence in sequences]
         for sequence in sequences:
             self._tickets[self._ticket] = sequence
