@@ -13,7 +13,6 @@ import argparse
 import multiprocessing
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,10 +22,9 @@ from typing import Final
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("producers", "consumers")]
 
-from tests.sim import storage_seeds, tier1, tier2  # noqa: E402
 from tests.sim.report import Report  # noqa: E402
+from tests.sim.tiers import TIERS, run_safely  # noqa: E402
 
-TIERS: Final = {"tier1": tier1, "tier2": tier2, "storage": storage_seeds}
 PROGRESS_S: Final = 30.0
 FAILURES_MAX: Final = 3
 """After so many violations there is enough to look at."""
@@ -38,14 +36,6 @@ def seeds(first: int, number: int | None, until: float | None) -> Iterator[int]:
         if until is not None and time.monotonic() >= until:
             return
         yield seed
-
-
-def run_safely(tier: str, seed: int) -> Report:
-    """An exception is a violation too: of the code under test or of the simulation, somebody has to look."""
-    try:
-        return TIERS[tier].run_seed(seed)
-    except Exception:
-        return Report(seed, violation=f"an exception\n{traceback.format_exc()}")
 
 
 class Total:
