@@ -15,6 +15,7 @@ from tests.sim.tier1.acceptors import RECORD_KEY
 from tests.sim.tier1.disk import Damage, Disk
 from tests.sim.tier1.endpoint import Steps
 from tests.sim.tier1.losses import Losses
+from tests.sim.tier1.meetings import Meetings
 from tests.sim.tier1.partition import TOPIC, replica_key
 from tests.sim.tier1.plan import Action
 from tests.sim.tier1.takeovers import TakeoverRun
@@ -42,6 +43,7 @@ class Nemesis:
         self.record: list[tuple[float, str]] = []
         self.is_over = False
         self._cut: dict[tuple[str, str], int] = {}
+        meetings = Meetings(self)
         self._kinds: dict[str, Callable[[Action, str], bool]] = {
             "crash": self._crash, "stop": self._stop, "pause": self._pause, "eio": self._eio, "dead": self._dead,
             "isolate": self._isolate, "oneway": self._oneway, "split": self._split, "flap": self._flap, "reset": self._reset,
@@ -50,6 +52,7 @@ class Nemesis:
             "rot_journal": self._rot_journal, "rot_file": self._rot_file, "lose_disk": self._lose_disk,
             "lose_acceptor": self._lose_acceptor,
             "takeovers": self._takeovers, "duel": self._duel, "storm": self._storm, "settings": self._settings, "trim": self._trim,
+            "meet_loss": meetings.loss, "meet_seal": meetings.seal, "meet_trim": meetings.trim,
         }  # fmt: skip
         self.clients: Sequence[str] = ()
         self.storm: Callable[[int], None] = lambda count: None
@@ -66,12 +69,18 @@ class Nemesis:
             return
         target = self._target(action)
         for kind in (action.kind, *SUBSTITUTES):
-            if self._kinds[kind](action, target):
-                self.applied += 1
-                self.world.counters[f"fault_{kind}"] += 1
-                self.record.append((self.world.now, f"{kind} of {target} for {action.lasts_s:.2f} s"))
+            if self.strike(action._replace(kind=kind), target):
                 return
             self.world.counters["faults_withheld"] += 1
+
+    def strike(self, action: Action, target: str) -> bool:
+        """Now, if the protocol promises to bear it; returns whether it was done."""
+        if self.is_over or not self._kinds[action.kind](action, target):
+            return False
+        self.applied += 1
+        self.world.counters[f"fault_{action.kind}"] += 1
+        self.record.append((self.world.now, f"{action.kind} of {target} for {action.lasts_s:.2f} s"))
+        return True
 
     def _target(self, action: Action) -> str:
         """`sequencer`: whoever is it now."""
@@ -188,8 +197,10 @@ class Nemesis:
 
     # --- links
 
-    def _cut_link(self, source: str, target: str, lasts_s: float) -> None:
+    def cut_link(self, source: str, target: str, lasts_s: float) -> None:
         """Counted: a link is up again when every fault that cut it is over."""
+        if source == target:
+            return
         key = (source, target)
         self._cut[key] = self._cut.get(key, 0) + 1
         self.world.network.set_up(source, target, is_up=False)
@@ -206,15 +217,15 @@ class Nemesis:
         if action.amount < 0.4:
             others += self.clients
         for other in others:
-            self._cut_link(name, other, action.lasts_s)
-            self._cut_link(other, name, action.lasts_s)
+            self.cut_link(name, other, action.lasts_s)
+            self.cut_link(other, name, action.lasts_s)
         return True
 
     def _oneway(self, action: Action, name: str) -> bool:
         """What one broker sends, to one other or to all, gets lost; or what is sent to it."""
         for other in self.world.brokers:
             if other != name and (action.amount < 0.5 or other == action.other):
-                self._cut_link(*((name, other) if action.amount * 10 % 1 < 0.5 else (other, name)), action.lasts_s)
+                self.cut_link(*((name, other) if action.amount * 10 % 1 < 0.5 else (other, name)), action.lasts_s)
         return True
 
     def _split(self, action: Action, name: str) -> bool:
@@ -224,7 +235,7 @@ class Nemesis:
         for one in self.world.brokers:
             for other in self.world.brokers:
                 if (one in side) != (other in side):
-                    self._cut_link(one, other, action.lasts_s)
+                    self.cut_link(one, other, action.lasts_s)
         return 0 < len(side) < len(self.world.brokers)
 
     def _flap(self, action: Action, name: str) -> bool:
@@ -238,8 +249,8 @@ class Nemesis:
     def _isolate_quietly(self, name: str, lasts_s: float) -> None:
         for other in self.world.brokers:
             if other != name:
-                self._cut_link(name, other, lasts_s)
-                self._cut_link(other, name, lasts_s)
+                self.cut_link(name, other, lasts_s)
+                self.cut_link(other, name, lasts_s)
 
     def _reset(self, action: Action, name: str) -> bool:
         process = self.world.processes.get(name)
@@ -263,8 +274,8 @@ class Nemesis:
 
     def _cut_clients(self, action: Action, name: str) -> bool:
         for client in self.clients:
-            self._cut_link(client, name, action.lasts_s)
-            self._cut_link(name, client, action.lasts_s)
+            self.cut_link(client, name, action.lasts_s)
+            self.cut_link(name, client, action.lasts_s)
         return bool(self.clients)
 
     # --- clocks and disks
@@ -449,7 +460,9 @@ class Nemesis:
                 continue
             names = opened.replicas
             tables = [self.world.disks[member.broker].tables.get(partition.id) for member in names]
-            known = [0 if table is None else table.position for table in tables]
+            known = sorted(0 if table is None else table.position for table in tables)
+            if len(known) > 2 and amount > 0.99:
+                del known[0]  # past one that lags: it can't sequence any more, others can
             start = int(amount * min([partition.replica.high_watermark[1], *known]))
             change = trim(TOPIC, partition.index, partition=partition.id, start_offset=start)
             try:

@@ -99,6 +99,10 @@ KINDS: dict[str, tuple[float, float, float]] = {
     "trim": (2, 0.0, 0.0),
 }
 
+MEETINGS = ("meet_loss", "meet_seal", "meet_trim")
+"""See `meetings`."""
+MEETING_SHARE = 0.3
+
 
 def plan_of(seed: int) -> Plan:
     draw = Random(f"tier 1, seed {seed}")
@@ -184,4 +188,9 @@ def _actions(draw: Random, names: tuple[str, ...], duration: float) -> tuple[Act
         ambush = draw.uniform(0.0002, 0.012) if draw.random() < 0.5 else 0.0
         lasts = shortest + (longest - shortest) * draw.random() ** 2
         found.append(Action(round(at, 3), kind, target, draw.choice(names), round(lasts, 3), round(draw.random(), 6), round(ambush, 5)))
+    if draw.random() < MEETING_SHARE:
+        kind = draw.choice(MEETINGS)
+        for at in (duration * 0.15, duration * 0.5, duration * 0.8):
+            at = round(at + draw.uniform(0.0, 6.0), 3)
+            found.append(Action(at, kind, "sequencer", "", round(draw.uniform(0.5, 5.0), 3), round(draw.random(), 6)))
     return tuple(sorted(found))

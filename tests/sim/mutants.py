@@ -1,0 +1,344 @@
+"""Checks of the checks (pitfall 60): for each rule that safety hangs on, the code with just that rule broken.
+
+Each mutant replaces functions for as long as it is applied, and `hunt` runs seeds until one of them ends in a violation. What each needed
+and showed stands in tests/README.md, made by `python -m tests.sim mutants`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+import google_crc32c
+import msgspec
+
+from streamq.log import sequencer
+from streamq.log.digest import Digest, SealAnswer
+from streamq.log.effects import Effect, Persist
+from streamq.log.holding import Holding, Readable, Unreadable
+from streamq.log.idempotence import IdempotenceTable, Next, Producer, Repeat, Verdict
+from streamq.log.replica import Replica
+from streamq.log.replica_state import ReplicaState
+from streamq.log.sequencer import Sequencer
+from streamq.log.tails import Tails
+from streamq.log.takeover import Phase, Takeover
+from streamq.log.takeover_effects import OpenEpoch, TakeoverEffect
+from streamq.log.tip import TipEffect, TipRead
+from streamq.metadata.acceptor import Acceptor, Answer, Cell
+from streamq.model.batches import Batch
+from streamq.model.messages import Failure, Message, TipAnswer
+from streamq.model.registers import PartitionRegister
+from streamq.storage import journal_recovery
+from streamq.storage.journal_format import Group, JournalPosition, Row
+from tests.sim.report import Report
+from tests.sim.tiers import run_safely
+
+__all__ = ["MUTANTS", "Catch", "Mutant", "hunt"]
+
+Patch = Callable[[object, str, object], None]
+"""(object, name of its attribute, what stands there while the mutant is applied)."""
+
+
+class Mutant(NamedTuple):
+    rule: str
+    name: str
+    breaks: Callable[[Patch], None]
+    within: int
+    """Seeds, from 0 on, of which one at least must end in a violation."""
+    near: int
+    """A seed that caught it when this was written: where a short look begins."""
+    tier: str = "tier1"
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self.breaks(lambda owner, name, value: stack.enter_context(mock.patch.object(owner, name, value)))
+            yield
+
+
+class Catch(NamedTuple):
+    seed: int
+    tried: int
+    violation: str
+
+
+def hunt(mutant: Mutant, first: int, number: int) -> Catch | None:
+    """None: `number` seeds from `first` on went by as if nothing was broken."""
+    with mutant.applied():
+        for tried, seed in enumerate(range(first, first + number), 1):
+            report: Report = run_safely(mutant.tier, seed)
+            if report.violation is not None:
+                return Catch(seed, tried, report.violation)
+    return None
+
+
+# --- registers
+
+
+def answers_before_it_is_durable(patch: Patch) -> None:
+    def keep(self: Acceptor, key: str, cell: Cell, then: Message) -> Answer:
+        self._cells[key] = cell
+        return Answer(then)
+
+    patch(Acceptor, "_set", keep)
+
+
+def takes_the_others_epoch_for_its_own(patch: Patch) -> None:
+    """Attempt ids are not looked at, as if all were the same."""
+
+    def on_outcome(self: Takeover, register: PartitionRegister, now: float) -> list[TakeoverEffect]:
+        self.register = register
+        last = register.last
+        if last.epoch == self._epoch + 1:
+            self.phase = Phase.OPEN
+            self._deadline = now + self._change_timeout_s
+            return [OpenEpoch(register)]
+        return plain(self, register, now)
+
+    plain = Takeover._on_outcome
+    patch(Takeover, "_on_outcome", on_outcome)
+
+
+def closes_whatever_is_there(patch: Patch) -> None:
+    """The change writes over the register, whoever closed the epoch meanwhile."""
+
+    def change(*_: object, epoch: int, end: int, opened: Any, **__: object) -> Callable[[PartitionRegister], PartitionRegister]:
+        def over(register: PartitionRegister) -> PartitionRegister:
+            place = next((i for i, segment in enumerate(register.chain) if segment.epoch == epoch), len(register.chain) - 1)
+            closed = msgspec.structs.replace(register.chain[place], end=end)
+            return msgspec.structs.replace(register, chain=(*register.chain[:place], closed, opened))
+
+        return over
+
+    from tests.sim.tier1 import takeovers
+
+    patch(takeovers, "close_and_open", change)
+
+
+def answers_in_any_configuration(patch: Patch) -> None:
+    """Numbers and standings are not looked at."""
+    plain = Acceptor._refusal
+
+    def refusal(self: Acceptor, number: int, *, needs_ready: bool) -> Failure | None:
+        return plain(self, number, needs_ready=needs_ready) if not self._is_proved else None
+
+    patch(Acceptor, "_refusal", refusal)
+
+
+# --- quorums of a segment
+
+
+def another_incarnation_counts(patch: Patch) -> None:
+    """Brokers are known by their names alone. (Limbo, P-29, is of a directory, and says nothing about another one's epochs: while it is
+    heeded, an empty directory is kept out by it, and this mutant does no harm.)"""
+
+    def good(self: Digest) -> dict[str, SealAnswer]:
+        named = {broker: self.segment.member(broker) for broker in self.answers}
+        return {
+            broker: a for broker, a in self.answers.items() if named[broker] is not None and not (a.limbo and a.member == named[broker])
+        }
+
+    patch(Digest, "good", good)
+
+
+def acks_below_w(patch: Patch) -> None:
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **given)
+        self._write = max(1, self._write - 1)
+
+    patch(Sequencer, "__init__", init)
+
+
+def a_sealed_replica_reports(patch: Patch) -> None:
+    """4.4: what was stored before a seal is reported after it, and the seal's answer counts only what was durable."""
+    plain = Replica._on_batches_durable
+    plain_seal = Replica.on_seal
+
+    def durable(self: Replica, persist: Persist, effects: list[Effect]) -> None:
+        accepts, self._accepts = self._accepts, persist.epoch
+        try:
+            plain(self, persist, effects)
+        finally:
+            self._accepts = accepts
+
+    def on_seal(self: Replica, *given: Any) -> list[Effect]:
+        with mock.patch.object(Tails, "taken", Tails.durable):
+            return plain_seal(self, *given)
+
+    patch(Replica, "_on_batches_durable", durable)
+    patch(Replica, "on_seal", on_seal)
+
+
+def takes_stores_past_a_gap(patch: Patch) -> None:
+    def all_of_them(self: Holding, epoch: int, batches: list[Batch], limit: int) -> tuple[Batch, ...]:
+        taken = self._tails.taken(self._state, epoch)
+        assert taken is not None
+        return tuple(batch for batch in batches if taken < batch.end <= limit)
+
+    patch(Holding, "_continuation", all_of_them)
+
+
+# --- takeovers
+
+
+def forgets_its_seal(patch: Patch) -> None:
+    """The mark is not there any more after a restart."""
+    plain = Holding.__init__
+
+    def init(self: Holding, me: Any, state: ReplicaState, *given: Any) -> None:
+        plain(self, me, msgspec.structs.replace(state, sealed=max(0, state.opened - 1)), *given)
+
+    patch(Holding, "__init__", init)
+
+
+def counts_sealed_tails_as_committed(patch: Patch) -> None:
+    plain = TipRead.on_answer
+
+    def on_answer(self: TipRead, member: Any, answer: TipAnswer, now: float) -> list[TipEffect]:
+        return plain(self, member, msgspec.structs.replace(answer, sealed=False), now)
+
+    patch(TipRead, "on_answer", on_answer)
+
+
+def closes_before_the_repair(patch: Patch) -> None:
+    patch(Takeover, "_go_on_repairing", lambda self, now: self._close(now))
+
+
+# --- reading
+
+
+def nothing_is_cut(patch: Patch) -> None:
+    """A log keyed by offset alone: what lies in the oldest run that has it, below the newest high watermark."""
+
+    def served(self: Replica, offset: int) -> Readable | Unreadable:
+        for epoch in sorted(self._tails.epochs()):
+            tail = self._tails.durable(self._state, epoch)
+            if self._tails.contains(epoch, offset) and tail is not None and offset < self.high_watermark[1]:
+                return Readable(epoch, offset, min(tail, self.high_watermark[1]))
+        return Unreadable.LACKING
+
+    patch(Tails, "cuts", lambda self, state: [])
+    patch(Tails, "check", lambda self, state: None)
+    patch(Holding, "readable", served)
+
+
+def believes_the_hint(patch: Patch) -> None:
+    """The epoch that the hint names counts as current without W unsealed answers or a register read."""
+    plain = TipRead._begin
+
+    def begin(self: TipRead, register: PartitionRegister, now: float) -> list[TipEffect]:
+        effects = plain(self, register, now)
+        self._is_current = True
+        return effects
+
+    patch(TipRead, "_begin", begin)
+
+
+# --- losses
+
+
+def limbo_is_not_kept(patch: Patch) -> None:
+    plain = Holding.__init__
+
+    def init(self: Holding, me: Any, state: ReplicaState, *given: Any) -> None:
+        plain(self, me, msgspec.structs.replace(state, limbo=(), limbo_everywhere=False), *given)
+
+    patch(Holding, "__init__", init)
+
+
+def limbo_ends_at_once(patch: Patch) -> None:
+    patch(Holding, "_limbo_is_over", lambda self, state, epoch: True)
+
+
+# --- the journal
+
+
+def bodies_are_not_checked(patch: Patch) -> None:
+    plain = journal_recovery._entry
+
+    def entry(row: Row, group: bytes) -> journal_recovery.Replayed:
+        body = group[row.at : row.at + (row.length or 0)]
+        return plain(row._replace(crc=google_crc32c.value(body)), group)
+
+    patch(journal_recovery, "_entry", entry)
+
+
+def groups_of_earlier_starts_count(patch: Patch) -> None:
+    """What lies behind a cut tail comes back."""
+
+    def group_at(self: Any, position: JournalPosition) -> Group | None:
+        reader = self._reader(position.file)
+        return None if reader is None else reader.group_at(position.offset, key=self._key, sequence=position.file)
+
+    patch(journal_recovery._Replay, "_group_at", group_at)
+
+
+# --- idempotence
+
+
+def a_new_sequencer_knows_no_producer(patch: Patch) -> None:
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **{**given, "table": IdempotenceTable(given["segment"].base)})
+
+    patch(Sequencer, "__init__", init)
+
+
+def void_batches_stay_in_the_table(patch: Patch) -> None:
+    """Who sequences again goes on with what it had assigned before, committed or void."""
+    kept: list[tuple[IdempotenceTable, Sequencer]] = []
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **given)
+        former = next((sequencer for table, sequencer in reversed(kept) if table is given["table"]), None)
+        if former is not None:
+            self._overlay = former._overlay
+        kept.append((given["table"], self))
+        del kept[:-8]
+
+    patch(Sequencer, "__init__", init)
+
+
+def a_gap_is_taken(patch: Patch) -> None:
+    def judge(known: Producer | None, *, epoch: int, sequence: int) -> Verdict:
+        if known is not None and any(place.sequence == sequence for place in known.places):
+            return Repeat(next(place for place in known.places if place.sequence == sequence))
+        return Next()
+
+    patch(sequencer, "judge", judge)
+
+
+# --- trimming
+
+
+def below_the_start_offset_counts_as_lacking(patch: Patch) -> None:
+    patch(Tails, "_raised", lambda self, state, epoch, end: self.base_of(state, epoch) if end is None else end)
+
+
+MUTANTS: Final = (
+    Mutant("P-3", "answers before it is durable", answers_before_it_is_durable, 200, 0),
+    Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 0),
+    Mutant("P-8", "closes whatever is there", closes_whatever_is_there, 200, 0),
+    Mutant("P-10", "another incarnation counts", another_incarnation_counts, 200, 0),
+    Mutant("P-11", "acks below W", acks_below_w, 200, 0),
+    Mutant("P-11", "a sealed replica reports", a_sealed_replica_reports, 200, 0),
+    Mutant("P-13", "takes stores past a gap", takes_stores_past_a_gap, 200, 0),
+    Mutant("P-16", "forgets its seal", forgets_its_seal, 200, 0),
+    Mutant("P-17", "counts sealed tails as committed", counts_sealed_tails_as_committed, 200, 0),
+    Mutant("P-18", "closes before the repair", closes_before_the_repair, 200, 0),
+    Mutant("P-23", "nothing is cut", nothing_is_cut, 200, 0),
+    Mutant("P-24", "believes the hint", believes_the_hint, 200, 0),
+    Mutant("P-28", "bodies are not checked", bodies_are_not_checked, 200, 0, "storage"),
+    Mutant("P-28", "groups of earlier starts count", groups_of_earlier_starts_count, 200, 0, "storage"),
+    Mutant("P-29", "limbo is not kept", limbo_is_not_kept, 200, 0),
+    Mutant("P-29", "limbo ends at once", limbo_ends_at_once, 200, 0),
+    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 0),
+    Mutant("P-34", "a new sequencer knows no producer", a_new_sequencer_knows_no_producer, 200, 0),
+    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 0),
+    Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 0),
+    Mutant("P-41", "below the start offset counts as lacking", below_the_start_offset_counts_as_lacking, 200, 0),
+)
