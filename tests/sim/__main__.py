@@ -3,6 +3,8 @@
     python -m tests.sim tier1 --seeds 20000 --jobs 2        a synchronous world over the pure cores
     python -m tests.sim tier2 --minutes 30                  the real broker, producer and consumer in one trio run
     python -m tests.sim storage --seeds 500                 one broker's real storage under every fault of its disk
+    python -m tests.sim topics --seeds 200                  topics removed and made again while brokers are away
+    python -m tests.sim mutants                             the code with one rule broken, and the seeds that it takes to notice
     python -m tests.sim replay tier2 144                    one seed, shortened, with a time line
 
 Prints seeds/s, virtual hours, counters and the verdict. Ends with 1 after a violation, and when something that has to happen did not:
@@ -22,13 +24,14 @@ from typing import Final
 
 sys.path[:0] = [str(Path(__file__).parents[2] / folder) for folder in ("producers", "consumers")]
 
+from tests.sim import mutants  # noqa: E402
 from tests.sim.report import Report  # noqa: E402
 from tests.sim.tiers import TIERS, run_safely  # noqa: E402
 
 PROGRESS_S: Final = 30.0
 FAILURES_MAX: Final = 3
 """After so many violations there is enough to look at."""
-CHUNK: Final = {"tier1": 20, "tier2": 1, "storage": 4}
+CHUNK: Final = {"tier1": 20, "tier2": 1, "storage": 4, "topics": 2}
 
 
 def seeds(first: int, number: int | None, until: float | None) -> Iterator[int]:
@@ -126,6 +129,19 @@ def _reports(pool: "multiprocessing.pool.Pool", run_seed: Callable[[int], Report
         yield result.get()
 
 
+def hunt_mutants(rules: list[str]) -> int:
+    """For each mutant the seeds that it takes, from 0 on; as a table for tests/README.md."""
+    print("| rule | mutant | simulation | seeds needed | what it shows |\n| --- | --- | --- | --- | --- |")
+    escaped = 0
+    for mutant in mutants.MUTANTS:
+        if not rules or mutant.rule in rules:
+            catch = mutants.hunt(mutant, 0, mutant.within)
+            print(mutants.table_row(mutant, catch), flush=True)
+            escaped += catch is None
+    print(f"FAILED: {escaped} mutants were not caught" if escaped else "PASSED: every mutant was caught")
+    return 1 if escaped else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -140,7 +156,11 @@ def main() -> int:
     replay.add_argument("tier", choices=list(TIERS))
     replay.add_argument("seed", type=int)
     replay.add_argument("--whole", action="store_true", help="with all its faults, not the fewest that still fail")
+    mutant = commands.add_parser("mutants", help="the code with one rule broken: how many seeds it takes to notice")
+    mutant.add_argument("rules", nargs="*", help="only of these, like P-16; all if none is given")
     options = parser.parse_args()
+    if options.command == "mutants":
+        return hunt_mutants(options.rules)
     if options.command == "replay":
         print(TIERS[options.tier].account(options.seed, is_shortened=not options.whole))
         return 0

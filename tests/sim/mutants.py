@@ -4,6 +4,7 @@ Each mutant replaces functions for as long as it is applied, and `hunt` runs see
 and showed stands in tests/README.md, made by `python -m tests.sim mutants`.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple
@@ -12,6 +13,7 @@ from unittest import mock
 import google_crc32c
 import msgspec
 
+from streamq.broker import topics
 from streamq.log import sequencer
 from streamq.log.digest import Digest, SealAnswer
 from streamq.log.effects import Effect, Persist
@@ -27,13 +29,14 @@ from streamq.log.tip import TipEffect, TipRead
 from streamq.metadata.acceptor import Acceptor, Answer, Cell
 from streamq.model.batches import Batch
 from streamq.model.messages import Failure, Message, TipAnswer
-from streamq.model.registers import PartitionRegister
+from streamq.model.registers import PartitionRegister, TopicRegister
 from streamq.storage import journal_recovery
+from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import Group, JournalPosition, Row
 from tests.sim.report import Report
 from tests.sim.tiers import run_safely
 
-__all__ = ["MUTANTS", "Catch", "Mutant", "hunt"]
+__all__ = ["MUTANTS", "Catch", "Mutant", "hunt", "table_row"]
 
 Patch = Callable[[object, str, object], None]
 """(object, name of its attribute, what stands there while the mutant is applied)."""
@@ -44,9 +47,9 @@ class Mutant(NamedTuple):
     name: str
     breaks: Callable[[Patch], None]
     within: int
-    """Seeds, from 0 on, of which one at least must end in a violation."""
-    near: int
-    """A seed that caught it when this was written: where a short look begins."""
+    """Of so many seeds, from 0 on, one at least must end in a violation."""
+    near: int = 0
+    """The first seed that caught it when this was written: where a short look begins."""
     tier: str = "tier1"
 
     @contextmanager
@@ -63,13 +66,23 @@ class Catch(NamedTuple):
 
 
 def hunt(mutant: Mutant, first: int, number: int) -> Catch | None:
-    """None: `number` seeds from `first` on went by as if nothing was broken."""
+    """The first seed that catches it; None if `number` seeds from `first` on went by as if nothing was broken."""
     with mutant.applied():
         for tried, seed in enumerate(range(first, first + number), 1):
             report: Report = run_safely(mutant.tier, seed)
             if report.violation is not None:
                 return Catch(seed, tried, report.violation)
     return None
+
+
+def table_row(mutant: Mutant, catch: Catch | None) -> str:
+    """As it stands in tests/README.md."""
+    if catch is None:
+        return f"| {mutant.rule} | {mutant.name} | {mutant.tier} | **none of {mutant.within}** | |"
+    lines = [line for line in catch.violation.splitlines() if line.strip()]
+    shown = lines[-1] if lines[0] == "an exception" else lines[0]
+    shown = re.sub(r"\(.*\)|\[.*\]|b['\"].*", "…", shown)
+    return f"| {mutant.rule} | {mutant.name} | {mutant.tier} | {catch.tried} of {mutant.within} | {shown[:160]} |"
 
 
 # --- registers
@@ -265,14 +278,17 @@ def bodies_are_not_checked(patch: Patch) -> None:
     patch(journal_recovery, "_entry", entry)
 
 
-def groups_of_earlier_starts_count(patch: Patch) -> None:
-    """What lies behind a cut tail comes back."""
+def groups_of_an_earlier_use_count(patch: Patch) -> None:
+    """A journal file is used again and again; what is left in it of an earlier use passes for what was written now."""
+    plain = FileReader.group_at
 
-    def group_at(self: Any, position: JournalPosition) -> Group | None:
-        reader = self._reader(position.file)
-        return None if reader is None else reader.group_at(position.offset, key=self._key, sequence=position.file)
+    def group_at(self: FileReader, offset: int, *, key: bytes, sequence: int | None) -> Group | None:
+        group = plain(self, offset, key=key, sequence=None)
+        if group is None or sequence is None:
+            return group
+        return group._replace(position=JournalPosition(sequence, offset), end=JournalPosition(sequence, group.end.offset))
 
-    patch(journal_recovery._Replay, "_group_at", group_at)
+    patch(FileReader, "group_at", group_at)
 
 
 # --- idempotence
@@ -315,30 +331,58 @@ def a_gap_is_taken(patch: Patch) -> None:
 # --- trimming
 
 
-def below_the_start_offset_counts_as_lacking(patch: Patch) -> None:
-    patch(Tails, "_raised", lambda self, state, epoch, end: self.base_of(state, epoch) if end is None else end)
+def a_trim_leaves_a_gap(patch: Patch) -> None:
+    """Who is behind the start offset does not begin inside a batch there."""
+    patch(Tails, "has_run", lambda self, epoch: True)
+
+
+# --- identities
+
+
+def a_topic_made_again_keeps_its_ids(patch: Patch) -> None:
+    """The topic's name stands for it: who makes it again finds the ids of the one before, and keeps them."""
+    plain_topic, plain_partition = topics.create_topic, topics.create_partition
+
+    def create_topic(topic: TopicRegister, *, over: bytes | None) -> Callable[[TopicRegister | None], TopicRegister]:
+        def change(current: TopicRegister | None) -> TopicRegister:
+            if current is None or not current.deleted:
+                return plain_topic(topic, over=over)(current)
+            return msgspec.structs.replace(topic, id=current.id, partitions=current.partitions)
+
+        return change
+
+    def create_partition(register: PartitionRegister, *, over: bytes | None) -> Callable[[PartitionRegister | None], PartitionRegister]:
+        def change(current: PartitionRegister | None) -> PartitionRegister:
+            is_former = current is not None and current.deleted and current.id == register.id
+            return register if is_former else plain_partition(register, over=over)(current)
+
+        return change
+
+    patch(topics, "create_topic", create_topic)
+    patch(topics, "create_partition", create_partition)
 
 
 MUTANTS: Final = (
     Mutant("P-3", "answers before it is durable", answers_before_it_is_durable, 200, 0),
     Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 0),
     Mutant("P-8", "closes whatever is there", closes_whatever_is_there, 200, 0),
-    Mutant("P-10", "another incarnation counts", another_incarnation_counts, 200, 0),
+    Mutant("P-10", "another incarnation counts", another_incarnation_counts, 200, 59),
     Mutant("P-11", "acks below W", acks_below_w, 200, 0),
-    Mutant("P-11", "a sealed replica reports", a_sealed_replica_reports, 200, 0),
-    Mutant("P-13", "takes stores past a gap", takes_stores_past_a_gap, 200, 0),
-    Mutant("P-16", "forgets its seal", forgets_its_seal, 200, 0),
+    Mutant("P-11", "a sealed replica reports", a_sealed_replica_reports, 200, 75),
+    Mutant("P-13", "takes stores past a gap", takes_stores_past_a_gap, 200, 4),
+    Mutant("P-16", "forgets its seal", forgets_its_seal, 200, 4),
     Mutant("P-17", "counts sealed tails as committed", counts_sealed_tails_as_committed, 200, 0),
     Mutant("P-18", "closes before the repair", closes_before_the_repair, 200, 0),
-    Mutant("P-23", "nothing is cut", nothing_is_cut, 200, 0),
+    Mutant("P-23", "nothing is cut", nothing_is_cut, 200, 13),
     Mutant("P-24", "believes the hint", believes_the_hint, 200, 0),
-    Mutant("P-28", "bodies are not checked", bodies_are_not_checked, 200, 0, "storage"),
-    Mutant("P-28", "groups of earlier starts count", groups_of_earlier_starts_count, 200, 0, "storage"),
-    Mutant("P-29", "limbo is not kept", limbo_is_not_kept, 200, 0),
-    Mutant("P-29", "limbo ends at once", limbo_ends_at_once, 200, 0),
-    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 0),
+    Mutant("P-28", "bodies are not checked", bodies_are_not_checked, 200, 2, "storage"),
+    Mutant("P-28", "groups of an earlier use count", groups_of_an_earlier_use_count, 200, 3, "storage"),
+    Mutant("P-29", "limbo is not kept", limbo_is_not_kept, 200, 3),
+    Mutant("P-29", "limbo ends at once", limbo_ends_at_once, 200, 3),
+    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 2),
     Mutant("P-34", "a new sequencer knows no producer", a_new_sequencer_knows_no_producer, 200, 0),
-    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 0),
-    Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 0),
-    Mutant("P-41", "below the start offset counts as lacking", below_the_start_offset_counts_as_lacking, 200, 0),
+    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 2),
+    Mutant("P-39", "a topic made again keeps its ids", a_topic_made_again_keeps_its_ids, 50, 0, "topics"),
+    Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
+    Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 1000, 216),
 )

@@ -1,4 +1,4 @@
-"""The three simulations by their names, and one seed of one of them.
+"""The simulations by their names, and one seed of one of them.
 
 Not in `__main__`, since the processes that run seeds have to be able to import it.
 """
@@ -8,8 +8,9 @@ from typing import Final
 
 from tests.sim import storage_seeds, tier1, tier2
 from tests.sim.report import Report
+from tests.sim.tier2 import remade
 
-TIERS: Final = {"tier1": tier1, "tier2": tier2, "storage": storage_seeds}
+TIERS: Final = {"tier1": tier1, "tier2": tier2, "storage": storage_seeds, "topics": remade}
 
 
 def run_safely(tier: str, seed: int) -> Report:
