@@ -36,7 +36,7 @@ from streamq.storage.journal_format import Group, JournalPosition, Row
 from tests.sim.report import Report
 from tests.sim.tiers import run_safely
 
-__all__ = ["MUTANTS", "Catch", "Mutant", "hunt", "table_row"]
+__all__ = ["MUTANTS", "Catch", "Mutant", "Patch", "hunt", "table_row"]
 
 Patch = Callable[[object, str, object], None]
 """(object, name of its attribute, what stands there while the mutant is applied)."""
