@@ -17,7 +17,7 @@ from tests.nemesis.network import ROOT, Network
 __all__ = ["Broker", "Cluster"]
 
 HAPPENED: Final = {
-    "takeovers": "opened epoch",
+    "takeovers": ": sequencer of epoch",
     "sequencers deposed": "no longer sequencer",
     "replicas in limbo": "in limbo",
     "damage copied again": "were copied again",
