@@ -111,4 +111,6 @@ def test_a_failing_run_is_shortened_and_told(monkeypatch: pytest.MonkeyPatch) ->
     told = account(seed)
     assert f"seed {seed}" in told
     assert "time line:" in told
+    assert "register changed: before" in told
+    assert "Member(" not in told, "nobody can read that"
     assert f"replay tier1 {seed}" in told

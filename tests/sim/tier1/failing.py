@@ -5,13 +5,14 @@ from typing import Final
 from tests.sim.tier1 import events
 from tests.sim.tier1.plan import Action, Plan, plan_of
 from tests.sim.tier1.run import run_plan
+from tests.sim.tier1.timeline import line
 
 __all__ = ["account", "shorten"]
 
 TRIES_MAX: Final = 400
 """Runs that shortening may take: some ten seconds."""
 LINES_MAX: Final = 300
-QUIET: Final = (events.Taken, events.Durable, events.WatermarkTold, events.Assigned, events.Acked)
+QUIET: Final = (events.Taken, events.Durable, events.Reported, events.WatermarkTold, events.Assigned, events.Acked, events.Consumed)
 """What happens with every batch; of these the last ones are shown."""
 QUIET_TAIL: Final = 60
 
@@ -54,8 +55,8 @@ def account(seed: int, *, is_shortened: bool = True) -> str:
     lines: list[tuple[float, str]] = [(at, f"nemesis    {what}") for at, what in run.nemesis.record]
     trace = run.world.trace
     quiet_from = len(trace) - QUIET_TAIL
-    lines += [(each.at, str(each.event)) for i, each in enumerate(trace) if i >= quiet_from or not isinstance(each.event, QUIET)]
-    lines.sort(key=lambda line: line[0])
+    lines += [(each.at, line(each.event)) for i, each in enumerate(trace) if i >= quiet_from or not isinstance(each.event, QUIET)]
+    lines.sort(key=lambda told: told[0])
     quorum = f"N = {plan.replicas}, W = {plan.write}, R = {plan.read}"
     head = f"{plan.brokers} brokers, {quorum}, {plan.durability}, {plan.partitions} partitions"
     return "\n".join(
