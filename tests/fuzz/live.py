@@ -5,12 +5,9 @@ Time costs nothing, so timeouts, retries and what they log all happen; a broker 
 
 import logging
 import random
-import signal
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
-from types import FrameType
 from typing import Final
 
 import pytest
@@ -25,10 +22,11 @@ from streamq.storage.journal_format import ENTRY_BODY_BYTES_MAX, KEY_BYTES_MAX, 
 from streamq.storage.memory_storage import MemoryStorage
 from streamq.testing import ClusterInProcess, cluster
 from tests.broker.wire_client import make_batch, wire_client
+from tests.fuzz.watchdog import ends_within
 from tests.fuzz.wild import Pool
 from tests.sim.private_trio import run_seeded
 
-__all__ = ["PORT", "TOPIC", "Hung", "Live", "LogMeter", "live_cluster", "run_virtual"]
+__all__ = ["PORT", "TOPIC", "Live", "LogMeter", "live_cluster", "run_virtual"]
 
 PORT: Final = 7700
 TOPIC: Final = "t"
@@ -36,10 +34,6 @@ PARTITIONS: Final = 2
 RECORDS: Final = 6
 ALIVE_S: Final = 5.0
 LINE_CHARS_MAX: Final = 8_192
-
-
-class Hung(BaseException):
-    """Real time ran out: something spins."""
 
 
 class StrictStorage(MemoryStorage):
@@ -159,15 +153,5 @@ async def live_cluster(rng: random.Random, *, brokers: int = 3) -> AsyncIterator
 
 def run_virtual(main: Callable[[], Awaitable[None]], *, seed: int, limit_s: float = 60.0) -> None:
     """Runs `main` under trio on a virtual clock; raises Hung when it takes more real time than that."""
-
-    def on_alarm(number: int, frame: FrameType | None) -> None:
-        where = "".join(traceback.format_stack(frame, limit=8))
-        raise Hung(f"more than {limit_s:g} s of real time, at the end here:\n{where}")
-
-    before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
-    try:
+    with ends_within(limit_s):
         run_seeded(main, seed=seed)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -5,29 +5,24 @@ refuses with an error that the decoder documents; whatever else it raises is a f
 its size accounts for.
 """
 
-import signal
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
+from tests.fuzz.watchdog import ends_within
 from tests.fuzz.wild import Wild
 
-__all__ = ["Hung", "Outcome", "Refused", "Target", "attempt", "measured"]
+__all__ = ["Outcome", "Refused", "Target", "attempt", "measured"]
 
 HANG_S: Final = 20.0
 """Of real time on a machine that others use, too: whatever takes so long for a few kilobytes does not end."""
-FLOOR_BYTES: Final = 256 << 10
+FLOOR_BYTES: Final = 128 << 10
 
 
 class Refused(Exception):
     """For decoders that say `None`, or why not, instead of raising."""
-
-
-class Hung(BaseException):
-    """Real time ran out. No `Exception`, so that nothing in between takes it for one of its own."""
 
 
 class Target(NamedTuple):
@@ -65,7 +60,7 @@ def _attempt(target: Target, data: bytes) -> Outcome:
     before = tracemalloc.get_traced_memory()[0]
     began = time.perf_counter()
     is_accepted = True
-    with _watched(target.name):
+    with ends_within(HANG_S):
         try:
             target.decode(data)
         except target.refuses:
@@ -87,17 +82,3 @@ def measured() -> Iterator[None]:
     finally:
         if not was_tracing:
             tracemalloc.stop()
-
-
-@contextmanager
-def _watched(name: str) -> Iterator[None]:
-    def on_alarm(number: int, frame: FrameType | None) -> NoReturn:
-        raise Hung(f"{name} took more than {HANG_S:g} s")
-
-    before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, HANG_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
