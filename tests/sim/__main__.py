@@ -131,7 +131,7 @@ def _reports(pool: "multiprocessing.pool.Pool", run_seed: Callable[[int], Report
 
 def hunt_mutants(rules: list[str]) -> int:
     """For each mutant the seeds that it takes, from 0 on; as a table for tests/README.md."""
-    print("| rule | mutant | simulation | seeds needed | what it shows |\n| --- | --- | --- | --- | --- |")
+    print("| mutant | rule | simulation | seeds needed | what it shows |\n| --- | --- | --- | --- | --- |")
     escaped = 0
     for mutant in mutants.MUTANTS:
         if not rules or mutant.rule in rules:

@@ -59,6 +59,9 @@ class Mutant(NamedTuple):
             yield
 
 
+SHOWN_MAX: Final = 120
+
+
 class Catch(NamedTuple):
     seed: int
     tried: int
@@ -78,11 +81,12 @@ def hunt(mutant: Mutant, first: int, number: int) -> Catch | None:
 def table_row(mutant: Mutant, catch: Catch | None) -> str:
     """As it stands in tests/README.md."""
     if catch is None:
-        return f"| {mutant.rule} | {mutant.name} | {mutant.tier} | **none of {mutant.within}** | |"
+        return f"| {mutant.name} | {mutant.rule} | {mutant.tier} | **none of {mutant.within}** | |"
     lines = [line for line in catch.violation.splitlines() if line.strip()]
     shown = lines[-1] if lines[0] == "an exception" else lines[0]
-    shown = re.sub(r"\(.*\)|\[.*\]|b['\"].*", "…", shown)
-    return f"| {mutant.rule} | {mutant.name} | {mutant.tier} | {catch.tried} of {mutant.within} | {shown[:160]} |"
+    shown = re.sub(r"b'[^']{12,}'|[0-9a-f]{32}", "…", shown)
+    shown = shown if len(shown) <= SHOWN_MAX else f"{shown[:SHOWN_MAX]}…"
+    return f"| {mutant.name} | {mutant.rule} | {mutant.tier} | {catch.tried} of {mutant.within} | {shown} |"
 
 
 # --- registers
