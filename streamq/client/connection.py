@@ -293,6 +293,8 @@ async def dial(address: Address, *, timeouts: Timeouts, host: Host = THIS_MACHIN
     with anyio.move_on_after(timeouts.handshake_s) as scope:
         try:
             stream = await host.connect(address)
+        except (UnicodeError, OverflowError) as error:  # a name or port that can be none: a broker's register may hold anything
+            raise UnavailableError(f"{address} is no address: {error}", code="unavailable") from None
         except OSError as error:
             raise UnavailableError(f"{address}: {_reason(error)}", code="unavailable") from None
         try:
