@@ -1,5 +1,6 @@
 """Damage to disks: a small file system that is filled, bytes that are flipped, a directory that is lost."""
 
+import errno
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ from tests.integration.local import flip_byte
 __all__ = ["Flip", "SmallDisk", "flip_in_journal", "flip_in_log", "lose"]
 
 SMALL_DISK_BYTES: Final = 1 << 30
+FILL_TRIES: Final = 20
 
 
 class Flip(NamedTuple):
@@ -36,12 +38,20 @@ class SmallDisk:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(path)], check=True)
 
     def fill(self, *, leave_bytes: int) -> None:
-        """The journal's next file, or a log file that grows, takes what is left."""
-        room = os.statvfs(self.path)
-        size = room.f_bavail * room.f_frsize - leave_bytes
-        if size > 0:
-            with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+        """The journal's next file, or a log file that grows, takes what is left. The broker writes meanwhile, so the room is asked again."""
+        with self._ballast.open("wb") as file:
+            for _ in range(FILL_TRIES):
+                room = os.statvfs(self.path)
+                size = room.f_bavail * room.f_frsize - leave_bytes
+                if size <= 0:
+                    return
+                try:
+                    os.posix_fallocate(file.fileno(), file.tell(), size)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    return
 
     def free(self) -> None:
         self._ballast.unlink(missing_ok=True)

@@ -64,6 +64,8 @@ class SimulatedDisk:
         self.capacity_bytes = capacity_bytes
         self.operations = 0
         """Changes so far, of all processes."""
+        self.torn_writes = 0
+        """There in part after the power went, so far."""
         self._sync_s = sync_s
         self._whole_capacity_bytes = capacity_bytes
         self._ops: SimulatedOps | None = None
@@ -101,7 +103,7 @@ class SimulatedDisk:
         files = dict.fromkeys(self.names.now.files.values())
         self.names.lose(self.chance, keeps=keeps_names)
         for file in dict.fromkeys([*files, *self.names.now.files.values()]):
-            file.lose(self.chance)
+            self.torn_writes += file.lose(self.chance)
 
     def crash_after(self, operations: int) -> None:
         """So many more changes, then HostCrashError out of the next one, which has happened or not; and out of everything after it."""

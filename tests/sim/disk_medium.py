@@ -49,24 +49,31 @@ class SimulatedFile:
             _apply(self.durable, change)
         self._unsynced.clear()
 
-    def lose(self, chance: Random) -> None:
-        """The cache goes. What was synced stays, and any of the sectors written since, some of them torn anywhere."""
+    def lose(self, chance: Random) -> int:
+        """The cache goes. What was synced stays, and any of the sectors written since, some of them torn anywhere. Returns how many writes
+        are there in part."""
+        torn = 0
         for change in self._unsynced:
             if change.written is None:
                 if chance.random() < 0.5:
                     _resize(self.durable, change.offset)
             else:
-                self._lose_some(change.offset, change.written, chance)
+                torn += self._lose_some(change.offset, change.written, chance)
         self._unsynced.clear()
         self.content = bytearray(self.durable)
+        return torn
 
-    def _lose_some(self, offset: int, written: bytes, chance: Random) -> None:
+    def _lose_some(self, offset: int, written: bytes, chance: Random) -> bool:
         cuts = [0, *range(SECTOR - offset % SECTOR, len(written), SECTOR), len(written)]
         share = chance.choice((0.0, 0.5, 0.9, 1.0))
+        kept = 0
         for first, last in pairwise(cuts):
             if chance.random() < share:
                 torn = chance.random() < 0.1
-                _put(self.durable, offset + first, written[first : chance.randint(first, last) if torn else last])
+                end = chance.randint(first, last) if torn else last
+                _put(self.durable, offset + first, written[first:end])
+                kept += end - first
+        return 0 < kept < len(written)
 
     def damage(self, offset: int, wrong: bytes) -> None:
         """The medium holds these bytes now. So does the cache, but where something newer is on its way to the medium."""

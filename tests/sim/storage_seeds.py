@@ -13,6 +13,7 @@ __all__ = ["MUST_HAPPEN", "account", "run_seed"]
 LIVES: Final = 6
 MUST_HAPPEN: Final = (
     "append", "reads", "epoch", "drop", "crash", "crash after", "rot", "lost", "misdirected", "sync", "full", "stop", "damaged ranges",
+    "torn writes",
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def run_seed(seed: int) -> Report:
     run = _Run(seed)
     run_seeded(run.main, seed=seed)
     counts = run.world.counts
+    counts["torn writes"] = run.world.disk.torn_writes
     return Report(seed, counts, run.virtual_s, 0, len(run.world.disk.damage), run.violation)
 
 

@@ -93,6 +93,10 @@ class SimulatedCluster:
             self.fail(f"two values for {key} under ballot {ballot}")
         votes[1][broker] = None
 
+    def conflicts(self) -> int:
+        """Ballots at which somebody has accepted a partition's register, and which were overtaken before a majority had."""
+        return sum(len(by) < self.voters.majority for votes in self._votes.values() for _, by in votes.values())
+
     def registers(self, topic: str, index: int) -> list[PartitionRegister]:
         """The versions of a partition's register that were chosen, oldest first."""
         votes = self._votes.get(partition_key(topic, index), {})

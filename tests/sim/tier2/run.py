@@ -42,6 +42,11 @@ MUST_HAPPEN: Final = (
     "takeovers",
     "takeovers_lost",
     "restarts",
+    "repairs",
+    "register_conflicts",
+    "duplicates",
+    "unknown",
+    "torn_writes",
     "catch_ups",
     "cuts",
     "losses",
@@ -195,6 +200,8 @@ class Run:
                 name: await cluster.stored(broker, register, high_watermark) for name, broker in cluster.brokers.items() if name not in dead
             }
             cluster.counters["epochs"] += register.last.epoch
+        cluster.counters["register_conflicts"] += cluster.conflicts()
+        cluster.counters["torn_writes"] += sum(broker.disk.torn_writes for broker in cluster.brokers.values())
         cluster.counters["restarts"] += sum(broker.starts - 1 for broker in cluster.brokers.values())
         anomalies = check(history)
         if anomalies:
