@@ -38,7 +38,8 @@ class SmallDisk:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(path)], check=True)
 
     def fill(self, *, leave_bytes: int) -> None:
-        """The journal's next file, or a log file that grows, takes what is left. The broker writes meanwhile, so the room is asked again."""
+        """The journal's next file, or a log file that grows, takes what is left. The broker writes meanwhile, so the room is asked for
+        again."""
         with self._ballast.open("wb") as file:
             for _ in range(FILL_TRIES):
                 room = os.statvfs(self.path)
