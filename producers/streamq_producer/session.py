@@ -135,7 +135,7 @@ class PartitionSession:
 
     def on_lost(self, broker: str, error: StreamqError, now: float) -> list[Effect]:
         """The connection to this broker is gone, or could not be had."""
-        self._avoided[broker] = now + AVOID_S
+        self._avoid(broker, now)
         effects: list[Effect] = []
         for ticket in [t for t, (_, where) in self._tries.items() if where == broker]:
             entry, _ = self._tries.pop(ticket)
@@ -218,7 +218,7 @@ class PartitionSession:
                 self._resume(now)
                 effects += self._locate(now)
             elif self.route is Route.REACHING:
-                self._avoided[self.target] = now + AVOID_S
+                self._avoid(self.target, now)
                 self._retarget(now, hint="", at_once=True)
         return effects + self._go_on(now)
 
@@ -285,6 +285,9 @@ class PartitionSession:
             turn = (*self._replicas[at + 1 :], *self._replicas[: at + 1])
             return next(b for b in turn if b in good)
         return good[0]
+
+    def _avoid(self, broker: str, now: float) -> None:
+        self._avoided = {other: until for other, until in self._avoided.items() if until > now} | {broker: now + AVOID_S}
 
     def _may_be_target(self, broker: str, now: float) -> bool:
         return self._avoided.get(broker, 0.0) <= now

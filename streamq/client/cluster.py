@@ -51,6 +51,8 @@ class Cluster:
     """Used with `async with`, which reaches one broker of the bootstrap list or raises UnavailableError naming each address and why.
 
     `listener` gets the one-way messages of all connections.
+
+    Invariants: `_dialled` names one broker, the last that answered, for each address; `_dials` are under way, or failed a moment ago.
     """
 
     def __init__(
@@ -222,6 +224,7 @@ class Cluster:
         if connection is None:
             connection = self._connections[fresh.broker] = fresh
             fresh.listener = self._listener
+        self._dialled = {broker: there for broker, there in self._dialled.items() if there != address}
         self._dialled[fresh.broker] = address
         under_way.connection = connection
         del self._dials[address]
@@ -233,8 +236,10 @@ class Cluster:
             del self._connections[fresh.broker]
 
     def _give_up(self, under_way: _Dial, error: StreamqError) -> None:
-        under_way.error, under_way.ended_at = error, anyio.current_time()
+        now = anyio.current_time()
+        under_way.error, under_way.ended_at = error, now
         under_way.done.set()
+        self._dials = {a: d for a, d in self._dials.items() if d.error is None or now - d.ended_at <= REDIAL_PAUSE_S}
 
     async def _bootstrap(self) -> None:
         error: AllFailedError | None = None

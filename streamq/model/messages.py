@@ -11,7 +11,7 @@ import msgspec
 
 from streamq.model.fields import U63, Id16, Identity, Key, Name, Port, Text, Value
 from streamq.model.ids import Ballot, Member
-from streamq.model.limits import OFFSET_MAX
+from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
 
 
@@ -88,7 +88,7 @@ class TopicView(msgspec.Struct, frozen=True, array_like=True):
     """`error` is empty, or a code of `model.errors` (`unknown_topic`), and then nothing else counts."""
 
     name: Name
-    partitions: tuple[PartitionView, ...]
+    partitions: Annotated[tuple[PartitionView, ...], msgspec.Meta(max_length=PARTITIONS_PER_TOPIC_MAX)]
     error: Name = ""
 
 
