@@ -92,7 +92,8 @@ class Readmissions:
             raise UnavailableError(f"voter configuration {content.number} could not be decided: {attempt.problems}", code="unavailable")
         decided = decode_value(Voters, outcome.value)
         fault = why_not_next(voters, decided)
-        assert fault is None, fault
+        if fault is not None:
+            raise ProtocolError(f"register {voters_key(content.number)} is broken: {fault}", code="protocol")
         log.info("voter configuration %d is decided: %s", decided.number, [f"{v.broker}/{v.incarnation.hex()[:8]}" for v in decided.voters])
         await self._local.answer(AdoptVoters(voters=decided))
 

@@ -7,12 +7,14 @@ import msgspec
 import pytest
 import trio
 
+from streamq.metadata.voters import voters_key
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Ballot, Member
-from streamq.model.messages import Accept, Hello, Message, Open, Prepare, ReadTip, Repair, Stored, StoredRun
-from streamq.model.registers import PartitionRegister, Segment
+from streamq.model.messages import Accept, Failure, Hello, Message, Open, Prepare, ReadTip, Rejoin, Repair, Stored, StoredRun
+from streamq.model.registers import BrokerRegister, PartitionRegister, Segment, Voters
 from streamq.net.handshake import greet
-from streamq.wire.framing import encode_frame
+from streamq.wire.codec import encode
+from streamq.wire.framing import FrameReader, encode_frame
 from tests.broker.wire_client import wire_client
 from tests.fuzz.live import PORT, Live, live_cluster, run_virtual
 
@@ -70,6 +72,30 @@ def test_what_no_broker_sends_ends_its_connection(message: Message) -> None:
         with trio.fail_after(5):
             while await stream.receive_some(1 << 20):
                 pass
+
+    in_a_live_cluster(main)
+
+
+def test_a_voter_configuration_that_no_broker_decides_is_refused_to_who_would_join_by_it() -> None:
+    """Voters that accepted a forged one for the next number: it ended the broker that was to carry a re-admission out."""
+    forged = Accept(1, voters_key(2), Ballot(0, "a", b"s"), encode(Voters(0, ())))
+    rejoin = Rejoin(BrokerRegister("b3", b"n" * 16, "b3", PORT, "", 1))
+
+    async def main(live: Live) -> None:
+        for target in ("b1", "b2", "b3"):
+            stream = await peer(live, target)
+            await stream.send_all(b"".join(encode_frame(forged, request=7)))
+            assert await stream.receive_some(1 << 20)
+        stream = await peer(live)
+        await stream.send_all(b"".join(encode_frame(rejoin, request=8)))
+        reader, answers = FrameReader(), []
+        with trio.fail_after(5):
+            while not answers:
+                data = await stream.receive_some(1 << 20)
+                assert data, "the broker hung up"
+                answers = [frame.message for frame in reader.feed(data) if frame.request == 8]
+        assert isinstance(answers[0], Failure)
+        assert answers[0].code == "protocol", answers[0]
 
     in_a_live_cluster(main)
 
