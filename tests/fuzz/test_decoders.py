@@ -31,7 +31,7 @@ DECODERS = (
     "records_of",
     "error_of",
 )
-quick = settings(max_examples=8, deadline=None, database=None)
+quick = settings(max_examples=6, deadline=None, database=None)
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 seeds = st.integers(0, (1 << 32) - 1)
 
@@ -54,7 +54,7 @@ def test_any_bytes_are_decoded_or_refused(target: Target) -> None:
 
 @every_target
 def test_a_valid_encoding_made_wrong_is_decoded_or_refused(target: Target) -> None:
-    @settings(quick, max_examples=14)
+    @settings(quick, max_examples=10)
     @given(st.randoms(use_true_random=False), seeds)
     def holds(rng: random.Random, seed: int) -> None:
         valid = target.valid(Wild(random.Random(seed)))
