@@ -159,7 +159,9 @@ class Workload:
     def _settle(self, send: Send, outcome: Receipt | StreamqError, place: int = 0) -> None:
         send.ended = now()
         if isinstance(outcome, Receipt):
-            send.outcome, send.offset = Outcome.ACKED, outcome.offset + place
+            send.outcome = Outcome.ACKED
+            if outcome.offset >= 0:  # else a repeat whose place is not known any more (P-35)
+                send.offset = outcome.offset + place
             self.acked_at[send.partition] = send.ended
         else:
             send.outcome = Outcome.UNKNOWN if isinstance(outcome, UnknownOutcomeError) else Outcome.REFUSED

@@ -76,7 +76,7 @@ class _Facts:
 
     def offset(self, send: Send) -> int | None:
         """Where it lies, by its ack, else by the log."""
-        if send.outcome is Outcome.ACKED:
+        if send.offset is not None:
             return send.offset
         places = self.places.get(send.value)
         return places[0].offset if places and places[0].partition == send.partition else None
@@ -128,11 +128,15 @@ def _log_holes(facts: _Facts) -> Iterator[Anomaly]:
 
 def _acked(facts: _Facts) -> Iterator[Anomaly]:
     for send in facts.history.sends:
-        if send.outcome is not Outcome.ACKED or send.offset is None or send.offset < facts.start(send.partition):
+        if send.outcome is not Outcome.ACKED:
             continue
-        if facts.log.get(send.partition, {}).get(send.offset) == send.value:
+        start, places = facts.start(send.partition), facts.places.get(send.value)
+        if send.offset is None:  # acked as a repeat, and nobody said of what: it is there, unless it was trimmed
+            is_held = bool(places) or start > 0
+        else:
+            is_held = send.offset < start or facts.log.get(send.partition, {}).get(send.offset) == send.value
+        if is_held:
             continue
-        places = facts.places.get(send.value)
         if places:
             message = f"{_named(send)} was acked at {send.offset} and lies at {', '.join(_spelt(place) for place in places)}"
             yield Anomaly(Kind.DISPLACED, message, send.partition, send.offset, send.ended)
@@ -168,7 +172,7 @@ def _phantoms(facts: _Facts) -> Iterator[Anomaly]:
     for value, places in facts.places.items():
         if value not in sent:
             yield Anomaly(Kind.PHANTOM, f"{_spelt_value(value)} lies in the log and nobody sent it", *places[0])
-        elif sent[value].partition != places[0].partition and sent[value].outcome is not Outcome.ACKED:
+        elif sent[value].partition != places[0].partition and sent[value].offset is None:
             message = f"{_named(sent[value])} went to partition {sent[value].partition} and lies at {_spelt(places[0])}"
             yield Anomaly(Kind.DISPLACED, message, *places[0])
     for poll in facts.history.polls:

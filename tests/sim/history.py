@@ -41,6 +41,7 @@ class Send:
     outcome: Outcome = Outcome.OPEN
     ended: float | None = None
     offset: int | None = None
+    """Of what was acked; None if the ack did not tell it (P-35: a repeat of a batch that is older than the table remembers)."""
     why: str = ""
 
 

@@ -98,6 +98,16 @@ def lost(history: History) -> None:
     history.sends.append(acked(7, 4, began=6.0, ended=6.1))
 
 
+def lost_though_acked_as_a_repeat(history: History) -> None:
+    """P-35: where it is was not told, but that it is there."""
+    history.sends.append(dataclasses.replace(acked(7, 4, began=6.0, ended=6.1), offset=None))
+
+
+def acked_as_a_repeat_in_another_partition(history: History) -> None:
+    history.sends.append(Send("x", 0, 0, b"x 0", 6.0, Outcome.ACKED, 6.1))
+    history.log[1] = log_of(b"x 0")
+
+
 def displaced(history: History) -> None:
     history.sends[4:] = [acked(0, 4, began=4.0, ended=6.0, sender="r")]
     history.log[0][3] = (3, b"r 0")
@@ -250,6 +260,8 @@ def start_offset_that_fell(history: History) -> None:
 
 ANOMALIES: list[tuple[Callable[[History], None], Kind]] = [
     (lost, Kind.LOST),
+    (lost_though_acked_as_a_repeat, Kind.LOST),
+    (acked_as_a_repeat_in_another_partition, Kind.DISPLACED),
     (displaced, Kind.DISPLACED),
     (duplicate, Kind.DUPLICATE),
     (refused_in_the_log, Kind.REFUSED_READ),
