@@ -116,8 +116,7 @@ def producer(data: bytes) -> None:
                         await _send_some(made, rng)
                         await trio.sleep(rng.choice((0.0, 0.1, 1.0)))
                 liars.be_replaced()
-                if _knows_the_truth(made, liars):
-                    await _until_stored(made)
+                await _until_stored(made, liars)
         except StreamqError:
             assert liars.brokers.lies
 
@@ -141,12 +140,12 @@ def _knows_the_truth(made: Producer, liars: Liars) -> bool:
     known = made._topics.get(TOPIC)
     if made._cluster._cluster != liars.brokers.cluster:
         return False
-    return known is None or all(lane.view.id in liars.brokers.partitions for lane in known.lanes)
+    return known is None or [lane.view.id for lane in known.lanes] == liars.brokers.partitions[: len(known.lanes)]
 
 
-async def _until_stored(made: Producer) -> None:
+async def _until_stored(made: Producer, liars: Liars) -> None:
     with trio.fail_after(RECOVERS_S):
-        while True:
+        while _knows_the_truth(made, liars):
             try:
                 receipt = await made.send(TOPIC, b"last")
             except StreamqError:
