@@ -65,6 +65,8 @@ class Partition:
         self.is_dropped = False
         self.trouble = ""
         """What the last takeover here failed of, as told in the log."""
+        self.asked_in_vain: dict[str, int] = {}
+        """Brokers that could not take over when a takeover here was deferred to them, and from which epoch."""
         self.newest_epoch = (self.replica.state.opened, trio.current_time())
         """And when this broker learned of it."""
         self._mending: dict[DamagedRange, trio.Event] = {}

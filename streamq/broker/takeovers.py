@@ -73,6 +73,7 @@ class _Run:
             attempt=self.node.clock.token(),
             now=trio.current_time(),
             defer_above=DEFER_ABOVE_OFFSETS,
+            not_to=[broker for broker, asked in partition.asked_in_vain.items() if asked == epoch],
         )
         self._send: trio.MemorySendChannel[Outcome]
         self._receive: trio.MemoryReceiveChannel[Outcome]
@@ -304,3 +305,4 @@ class _Run:
             await self.node.peers.request(effect.broker, TakeOver(state.topic, state.index, effect.epoch), TAKEOVER_TIMEOUT_S)
         except StreamqError as error:
             log.info("%s: %s was asked to take over: %s", self.partition.name, effect.broker, error)
+            self.partition.asked_in_vain[effect.broker] = effect.epoch

@@ -10,6 +10,7 @@ and that L and the answers it came from are dropped when somebody else was first
 """
 
 import enum
+from collections.abc import Collection
 from typing import Final
 
 from streamq.log.digest import Digest, SealAnswer
@@ -87,10 +88,12 @@ class Takeover:
         step_timeout_s: float = 2.0,
         change_timeout_s: float = 8.0,
         defer_above: int | None = None,
+        not_to: Collection[str] = (),
     ) -> None:
         """`grace_s`: how long to wait for the answers beyond those needed; `step_timeout_s`: a step without progress; `change_timeout_s`:
         the register change with its retries; `defer_above`: when more offsets than this are lacking below L, the most complete replica is
-        asked instead."""
+        asked instead; `not_to`: brokers that were asked for this epoch already, and did not take over: one that does not hold all that lies
+        before the epoch cannot (P-34), however far its tail goes."""
         self._me = me
         self._partition = partition
         self._epoch = epoch
@@ -99,6 +102,7 @@ class Takeover:
         self._step_timeout_s = step_timeout_s
         self._change_timeout_s = change_timeout_s
         self._defer_above = defer_above
+        self._not_to = frozenset(not_to)
         self.phase = Phase.READ
         self.register: PartitionRegister | None = None
         """The newest one seen; in OPEN and DONE the one whose last segment is this broker's."""
@@ -227,7 +231,7 @@ class Takeover:
             return self._impossible(self.high_watermark)
         good = digest.good()
         own = good[self._me.broker].tail
-        if self._defer_above is not None and self.tail - own > self._defer_above:
+        if self._defer_above is not None and any(a.tail - own > self._defer_above for a in self._successors()):
             return self._defer(f"this broker lacks {self.tail - own} offsets")
         self._deadline = now + self._step_timeout_s
         if own < self.tail:
@@ -369,7 +373,7 @@ class Takeover:
         return [*self._stuck(reason), TakeoverAlarm(reason)]
 
     def _defer(self, reason: str) -> list[TakeoverEffect]:
-        others = [a for broker, a in self._digest.good().items() if broker != self._me.broker]
+        others = self._successors() or [a for broker, a in self._digest.good().items() if broker != self._me.broker]
         if not others:
             return self._stuck(reason)
         best = max(others, key=_tail)
@@ -377,6 +381,9 @@ class Takeover:
         self.reason = reason
         self.successor = best.member.broker
         return [AskTakeOver(self.successor, self._epoch)]
+
+    def _successors(self) -> list[SealAnswer]:
+        return [a for broker, a in self._digest.good().items() if broker != self._me.broker and broker not in self._not_to]
 
     def _lost(self) -> list[TakeoverEffect]:
         self.phase = Phase.LOST

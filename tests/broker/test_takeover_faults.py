@@ -40,6 +40,33 @@ async def test_two_brokers_are_repaired_at_once(monkeypatch: pytest.MonkeyPatch)
         assert partition.sequencing.core.high_watermark == 1
 
 
+async def test_who_lacks_much_takes_over_when_who_has_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with the longest tail is still copying what lies before the epoch; the one that has that asks it, in vain, and goes on."""
+    nodes = capture_nodes(monkeypatch)
+    async with cluster(3) as running:
+        [view] = await create(running)
+        producer = Resender(running, view)
+        await producer.send(b"one")
+        sequencing = sequencing_of(nodes, view.id).sequencing
+        assert sequencing is not None
+        lagging, incomplete = sequencing.followers
+        sequencing.followers[lagging].is_live, sequencing.followers[lagging].is_feeding = False, True  # nothing reaches it
+        await producer.send(b"two")
+        plain = takeovers._Run._become_whole
+
+        async def become_whole(self: takeovers._Run, register: PartitionRegister) -> None:
+            if self.node.broker == incomplete:
+                raise UnavailableError("it does not hold all before this epoch", code="not_replica")
+            await plain(self, register)
+
+        monkeypatch.setattr(takeovers._Run, "_become_whole", become_whole)
+        monkeypatch.setattr(takeovers, "DEFER_ABOVE_OFFSETS", 0)
+        await running.kill(view.sequencer)
+        with trio.fail_after(15):
+            await producer.send(b"three")
+        assert nodes[lagging].partitions[view.id].sequencing is not None
+
+
 async def test_a_follower_that_was_sealed_by_an_aborted_takeover_is_not_left_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = capture_nodes(monkeypatch)
     async with cluster(3) as running:

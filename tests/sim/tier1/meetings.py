@@ -117,17 +117,15 @@ class Meetings:
         for delay_s in (0.1, 0.3, 0.6):
             self.world.after(delay_s, None, self.nemesis.storm, 12)
 
-    # --- a trim past a replica that lags
+    # --- a trim, and a disk that is lost behind it
 
     def trim(self, action: Action, name: str) -> bool:
-        """A replica is cut off while the log goes on and is trimmed past its tail (P-41)."""
+        """The log is trimmed, and a replica comes back empty, far behind the start offset (P-41)."""
         sequencing = self._sequencing(name)
         if sequencing is None or len(sequencing.followers) < 2:
             return False
-        lagging = next(iter(self._followers(sequencing, action)), None)
-        if lagging is None:
+        behind = next(iter(self._followers(sequencing, action)), None)
+        if behind is None or not self.nemesis.strike(action._replace(kind="trim", amount=0.999), name):
             return False
-        self._cut(lagging, [b for b in self.world.brokers if b != lagging], 1.0 + action.lasts_s)
-        self.nemesis.storm(20)
-        self.world.after(0.8, None, self.nemesis.strike, action._replace(kind="trim", amount=0.999), name)
+        self.world.after(0.5, None, self.nemesis.strike, action._replace(kind="lose_disk"), behind)
         return True

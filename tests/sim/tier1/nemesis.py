@@ -460,9 +460,7 @@ class Nemesis:
                 continue
             names = opened.replicas
             tables = [self.world.disks[member.broker].tables.get(partition.id) for member in names]
-            known = sorted(0 if table is None else table.position for table in tables)
-            if len(known) > 2 and amount > 0.99:
-                del known[0]  # past one that lags: it can't sequence any more, others can
+            known = [0 if table is None else table.position for table in tables]
             start = int(amount * min([partition.replica.high_watermark[1], *known]))
             change = trim(TOPIC, partition.index, partition=partition.id, start_offset=start)
             try:

@@ -51,6 +51,7 @@ class Partition:
         self.replica = Replica(process.me, state, self.disk.run_ends(state.id), table)
         self.sequencing: Sequencing | None = None
         self.takeover: TakeoverRun | None = None
+        self.asked_in_vain: dict[str, int] = {}
         self.busy: set[str] = set()
         """Names of the long jobs under way, so that each runs once."""
         self.readers: list[Callable[[], None]] = []

@@ -18,7 +18,7 @@ from streamq.log.takeover_effects import (
 )
 from streamq.metadata.changes import close_and_open
 from streamq.model.errors import StreamqError, UnavailableError
-from streamq.model.messages import Message, Repair, Repaired, Sealed, TakeOver
+from streamq.model.messages import Failure, Message, Repair, Repaired, Sealed, TakeOver
 from streamq.model.registers import PartitionRegister
 from tests.sim.tier1 import events
 from tests.sim.tier1.checks import Violation
@@ -58,6 +58,7 @@ class TakeoverRun:
             attempt=self.attempt,
             now=self.world.now,
             defer_above=DEFER_ABOVE_OFFSETS,
+            not_to=[broker for broker, asked in partition.asked_in_vain.items() if asked == epoch],
         )
         self._outcomes: list[Outcome] = []
         self._is_busy = False
@@ -177,9 +178,16 @@ class TakeoverRun:
             elif isinstance(effect, OpenEpoch):
                 self.partition.carry_out(self.partition.replica.on_open(effect.register, self._opened))
             elif isinstance(effect, AskTakeOver):
-                self.process.peers.request(effect.broker, TakeOver(TOPIC, self.partition.index, effect.epoch), (), 15.0, _nothing)
+                self._ask(effect)
             elif isinstance(effect, TakeoverAlarm):
                 raise Violation(f"alarm at {self.process.name}: {effect.reason}")
+
+    def _ask(self, effect: AskTakeOver) -> None:
+        def answered(message: Message, _batches: object) -> None:
+            if isinstance(message, Failure):
+                self.partition.asked_in_vain[effect.broker] = effect.epoch
+
+        self.process.peers.request(effect.broker, TakeOver(TOPIC, self.partition.index, effect.epoch), (), 15.0, answered)
 
     def _opened(self, _message: Message, _batches: object = ()) -> None:
         self._tell(self.core.on_opened)
@@ -305,7 +313,3 @@ class TakeoverRun:
             self._tell(self.core.on_change_failed)
         else:
             self._tell(lambda now: self.core.on_changed(register, now))
-
-
-def _nothing(_message: Message, _batches: object) -> None:
-    pass

@@ -27,9 +27,9 @@ ATTEMPT = b"a" * 16
 OPEN = register(segment(4, 10))
 
 
-def takeover(me: Member = B1, *, defer_above: int | None = None, told: PartitionRegister = OPEN) -> Takeover:
+def takeover(me: Member = B1, *, defer_above: int | None = None, not_to: tuple[str, ...] = (), told: PartitionRegister = OPEN) -> Takeover:
     """One that has read the register."""
-    core = Takeover(me=me, partition=PARTITION, epoch=told.last.epoch, attempt=ATTEMPT, now=0.0, defer_above=defer_above)
+    core = Takeover(me=me, partition=PARTITION, epoch=told.last.epoch, attempt=ATTEMPT, now=0.0, defer_above=defer_above, not_to=not_to)
     assert core.start() == [ReadRegister()]
     core.on_register(told, 0.0)
     return core
@@ -213,6 +213,24 @@ def test_who_lacks_a_lot_asks_the_most_complete_replica() -> None:
     core.on_sealed(B2, sealed(111), 0.0)
     assert core.on_sealed(B3, sealed(112), 0.0) == [AskTakeOver("b3", 4)]
     assert core.phase is Phase.DEFERRED
+
+
+def test_who_lacks_a_lot_copies_it_when_who_has_it_was_asked_in_vain() -> None:
+    """The longest tail may be of a broker that does not hold what lies before the epoch, and cannot sequence."""
+    core = takeover(defer_above=100, not_to=("b3",))
+    core.on_sealed(B1, sealed(10), 0.0)
+    core.on_sealed(B2, sealed(20), 0.0)
+    [copy] = core.on_sealed(B3, sealed(112), 0.0)
+    assert isinstance(copy, StartCopy)
+    assert (copy.offset, copy.end, copy.sources) == (10, 112, ("b3", "b2"))
+
+
+def test_who_does_not_count_asks_one_after_the_other() -> None:
+    for not_to, asked in [((), "b3"), (("b3",), "b2"), (("b3", "b2"), "b3")]:
+        core = takeover(not_to=not_to)
+        core.on_sealed(B1, sealed(10, limbo=True), 0.0)
+        core.on_sealed(B2, sealed(11), 0.0)
+        assert core.on_sealed(B3, sealed(12), 0.0) == [AskTakeOver(asked, 4)]
 
 
 @pytest.mark.parametrize("phase", [Phase.COPY, Phase.REPAIR])
