@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tests.nemesis.nemesis import Episode
 from tests.sim.history import History, Outcome
 
-__all__ = ["Gap", "Report", "longest_gaps", "table"]
+__all__ = ["Gap", "Quiet", "Report", "longest_gaps", "table"]
 
 
 class Gap(NamedTuple):
@@ -18,6 +18,16 @@ class Gap(NamedTuple):
     kind: str
     whole_s: float
     after_s: float
+
+
+class Quiet(NamedTuple):
+    """The longest time without an ack in a partition that touches no fault, and where to look for it."""
+
+    gap_s: float = 0.0
+    partition: int = 0
+    began: float = 0.0
+    after: str = ""
+    """The fault before it."""
 
 
 class Report(NamedTuple):
@@ -33,7 +43,7 @@ class Report(NamedTuple):
     happened: dict[str, int]
     troubles: dict[str, int]
     unavailable: dict[str, dict[str, float]]
-    quiet_gap_s: float
+    quiet: "Quiet"
     skipped: list[str]
     violations: list[str]
 
@@ -42,22 +52,22 @@ class Report(NamedTuple):
         return "VIOLATED" if self.violations else "nothing lost, repeated or reordered"
 
 
-def longest_gaps(history: History, episodes: Sequence[Episode]) -> tuple[list[Gap], float]:
+def longest_gaps(history: History, episodes: Sequence[Episode]) -> tuple[list[Gap], Quiet]:
     """A gap for each episode; and the longest between two acks of a partition that touches no episode."""
     acks: dict[int, list[float]] = {}
     for send in history.sends:
         if send.outcome is Outcome.ACKED and send.ended is not None:
             acks.setdefault(send.partition, []).append(send.ended)
     gaps = [Gap(episode.kind, 0.0, 0.0) for episode in episodes]
-    quiet = 0.0
-    for times in acks.values():
+    quiet = Quiet()
+    for partition, times in acks.items():
         times.sort()
         at = 0
         for before, after in itertools.pairwise(times):
             while at < len(episodes) and episodes[at].steady < before:
                 at += 1
             if at == len(episodes) or episodes[at].began > after:
-                quiet = max(quiet, after - before)
+                quiet = max(quiet, Quiet(after - before, partition, before, episodes[at - 1].kind if at else ""))
                 continue
             gap, episode = gaps[at], episodes[at]
             gaps[at] = Gap(gap.kind, max(gap.whole_s, after - before), max(gap.after_s, after - max(before, episode.healed)))
@@ -91,7 +101,8 @@ def table(report: Report) -> str:
         f"seed {report.seed}, {report.brokers} brokers, W = {report.write}, {report.seconds:.0f} s under faults",
         f"{report.records} records in the log ({told}); {report.read} read on the way, {report.tips} tips",
         f"{report.epochs} epochs; {happened}",
-        f"longest gap between acks of a partition without a fault: {report.quiet_gap_s:.3f} s",
+        f"longest gap between acks without a fault: {report.quiet.gap_s:.3f} s, in partition {report.quiet.partition} "
+        f"at {report.quiet.began:.1f}, after {report.quiet.after}",
         "",
         f"{'fault':24}{'count':>6}{'median gap':>12}{'longest':>10}{'after mending':>15}",
     ]

@@ -106,7 +106,7 @@ def _run(plan: Plan, cluster: Cluster, small: tuple[str, SmallDisk] | None, viol
         happened=cluster.happened(),
         troubles=dict(workload.troubles),
         unavailable=unavailability(gaps),
-        quiet_gap_s=round(quiet, 3),
+        quiet=quiet,
         skipped=skipped,
         violations=violations,
     )

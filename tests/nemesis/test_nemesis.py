@@ -9,7 +9,7 @@ import pytest
 
 from tests.nemesis import network
 from tests.nemesis.nemesis import Episode
-from tests.nemesis.report import Gap, longest_gaps
+from tests.nemesis.report import Gap, Quiet, longest_gaps
 from tests.sim.history import History, Outcome, Send
 
 pytestmark = pytest.mark.slow
@@ -57,4 +57,4 @@ def test_the_longest_gap_is_told_of_the_fault_that_it_touches() -> None:
     history = History(sends=acked(0.0, 1.0, 1.5, 4.5, 4.6, 6.0))
     gaps, quiet = longest_gaps(history, [Episode("pause", 2.0, 4.0, 4.5)])
     assert gaps == [Gap("pause", 3.0, 0.5)]
-    assert quiet == pytest.approx(1.4)
+    assert quiet == Quiet(pytest.approx(1.4), 0, 4.6, "pause")  # type: ignore[arg-type]
