@@ -66,6 +66,7 @@ class SimulatedDisk:
         """Changes so far, of all processes."""
         self.torn_writes = 0
         """There in part after the power went, so far."""
+        self.failed_syncs = 0
         self._sync_s = sync_s
         self._whole_capacity_bytes = capacity_bytes
         self._ops: SimulatedOps | None = None
@@ -243,6 +244,7 @@ class SimulatedDisk:
         for kind in self._failing_syncs:
             if kind in (None, kind_of(path)):
                 self._failing_syncs.remove(kind)
+                self.failed_syncs += 1
                 return True
         return False
 

@@ -14,7 +14,7 @@ from streamq.broker.app import Stopping, run_broker
 from streamq.broker.config import BrokerConfig
 from streamq.metadata.acceptor import Cell
 from streamq.model.batches import Batch
-from streamq.model.errors import AlreadyExistsError, StreamqError
+from streamq.model.errors import StreamqError
 from streamq.model.ids import Ballot
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.interface import StorageFailedError
@@ -81,6 +81,8 @@ class Broker:
         self.starts = 0
         self.refused = ""
         """Why the last start was refused for good, by the broker itself."""
+        self.is_gone = False
+        """The machine never comes back, whatever fault was to end by a start."""
 
     @property
     def is_up(self) -> bool:
@@ -99,7 +101,7 @@ class Broker:
     # --- a process
 
     def start(self) -> None:
-        if self.process is None:
+        if self.process is None and not self.is_gone:
             self.starts += 1
             self.refused = ""
             self.cluster.network.restore(self.name)
@@ -126,6 +128,8 @@ class Broker:
                     counters=self.cluster.counters,
                 )
             cause = "stopped"
+            if not process.is_dead and not process.stopping.event.is_set():
+                self.cluster.fail(f"{self.name} ended, and nobody had asked it to")
         except (Exception, BaseExceptionGroup) as error:
             cause = self._judge(process, error)
         finally:
@@ -146,7 +150,7 @@ class Broker:
         if all(isinstance(leaf, EXPECTED) or (isinstance(leaf, OSError) and process.storage is None) for leaf in leaves):
             return f"stopped: {leaves[0]}"
         refusals = [leaf for leaf in leaves if isinstance(leaf, StreamqError)]
-        if len(refusals) == len(leaves) and isinstance(refusals[0], AlreadyExistsError | StreamqError):
+        if len(refusals) == len(leaves):
             self.refused = f"{refusals[0].code}: {refusals[0]}"
             if self.name not in self.cluster.damaged:
                 self.cluster.fail(f"{self.name} lost nothing and refuses to serve: {self.refused}")

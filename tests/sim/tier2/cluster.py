@@ -157,7 +157,7 @@ class SimulatedCluster:
         return self.lack(topic, partitions, up=list(self.brokers))
 
     async def stored(self, broker: Broker, register: PartitionRegister, high_watermark: int) -> list[StoredBatch]:
-        """What lies there below the high watermark, read from its storage."""
+        """What lies there of each closed segment, and of the open one below the high watermark, read from its storage."""
         found: list[StoredBatch] = []
         for segment in register.chain:
             if segment.member(broker.name) is None:
@@ -168,7 +168,9 @@ class SimulatedCluster:
                 batches = await broker.storage.read(register.id, segment.epoch, offset, max_bytes=READ_BYTES)
                 if not batches:
                     break
-                found += [StoredBatch(segment.epoch, b.base, b.end, b.head + b.payload) for b in batches if b.end <= end]
+                found += [
+                    StoredBatch(segment.epoch, b.base, b.end, b.head + b.payload) for b in batches if not segment.is_open or b.end <= end
+                ]
                 offset = batches[-1].end
         return found
 

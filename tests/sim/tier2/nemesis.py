@@ -17,13 +17,13 @@ from streamq.model.messages import CreateTopic, DeleteTopic, Hello, Message, Ok,
 from streamq.storage.interface import StorageFailedError
 from streamq.wire.framing import PREAMBLE, PROTOCOL_VERSIONS, encode_frame
 from tests.sim.disk import Kind
-from tests.sim.private_trio import PROCESS
 from tests.sim.tier2.brokers import PORT, Broker
 from tests.sim.tier2.cluster import SimulatedCluster
 from tests.sim.tier2.schedule import LOSSES, Fault
+from tests.sim.tier2.step_counter import StepCounter
 from tests.sim.tier2.workload import TOPIC, Workload
 
-__all__ = ["Nemesis", "StepCounter"]
+__all__ = ["Nemesis"]
 
 Answer = TypeVar("Answer", bound=Message)
 JUMP_MS: Final = 600_000
@@ -42,31 +42,6 @@ ROTS: Final[dict[str, Kind]] = {
     "rot in a checkpoint": "checkpoint",
     "rot in the identity": "identity",
 }
-
-
-class StepCounter(trio.abc.Instrument):
-    """Kills a broker before a certain step of its tasks: at whatever await it then is."""
-
-    def __init__(self) -> None:
-        self.armed: dict[Broker, int] = {}
-
-    def arm(self, broker: Broker, steps: int) -> None:
-        if not self.armed:
-            trio.lowlevel.add_instrument(self)
-        self.armed[broker] = steps
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        process = task.context.get(PROCESS)
-        for broker, left in list(self.armed.items()):
-            if broker.process is process and process is not None:
-                self.armed[broker] = left - 1
-                if left <= 0:
-                    self.disarm(broker)
-                    broker.kill()
-
-    def disarm(self, broker: Broker) -> None:
-        if self.armed.pop(broker, None) is not None and not self.armed:
-            trio.lowlevel.remove_instrument(self)
 
 
 class Nemesis:
@@ -276,11 +251,20 @@ class Nemesis:
         target.disk.free_up()
 
     async def _sync_fails(self, target: Broker, _other: Broker, fault: Fault) -> None:
-        if target.is_up:
+        """P-15: it is final, whatever later syncs say."""
+        process, failed_before = target.process, target.disk.failed_syncs
+        if process is not None:
             target.disk.fail_next_sync()
         await trio.sleep(2.0)
         target.disk.disarm()
-        await self._down_for(target, fault)
+        has_failed = target.disk.failed_syncs > failed_before
+        self.cluster.counters["failed_syncs"] += has_failed
+        await trio.sleep(max(DOWN_MIN_S, fault.lasts_s))
+        if has_failed and process is not None and target.process is process:
+            await trio.sleep(1.0)  # it was paused, perhaps
+            if target.process is process and not process.is_stopped:
+                self.cluster.fail(f"{target.name} goes on after a sync has failed (P-15)")
+        target.start()
 
     async def _clock_jumps(self, target: Broker, _other: Broker, fault: Fault) -> None:
         target.clock.jump_ms += int((2 * fault.amount - 1) * JUMP_MS)
@@ -398,5 +382,6 @@ class Nemesis:
                 broker.process.go_on()
             if broker.name in dead:
                 broker.kill()
+                broker.is_gone = True
             else:
                 broker.start()

@@ -53,6 +53,7 @@ MUST_HAPPEN: Final = (
     "limbo",
     "damaged_ranges",
     "mended_ranges",
+    "failed_syncs",
 )
 """Counters that have to be above zero over all seeds of a run, or it has proved nothing (pitfall 60)."""
 
@@ -173,6 +174,10 @@ class Run:
             while workload.active or (lack := self._lack(cluster, up)) is not None:
                 await trio.sleep(0.2)
             workload.history.log = await workload.read_all()
+            while (lagging := workload.lagging()) is not None:
+                lack = lagging
+                await trio.sleep(0.2)
+            lack = None
             for name in up:
                 await workload.read_from(name)
         if scope.cancelled_caught and not cluster.violations:

@@ -5,7 +5,7 @@ from typing import Final
 
 import trio
 
-from streamq.model.errors import RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import CorruptDataError, RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq_consumer import Consumer
 from streamq_producer import Producer
 from tests.sim.history import History, Outcome, Poll, Send, TipSeen
@@ -32,9 +32,11 @@ class Workload:
         self.pace_s = rng.choice((0.4, 1.0, 2.0))
         self.delivery_timeout_s = rng.choice((2.0, 8.0, 60.0))
         self.senders = 0
+        self.reads = 0
         self.active = 0
         """Producers that have something under way, or may have soon."""
-        self.last_ack = dict.fromkeys(range(partitions), 0.0)
+        self.followed: dict[int, dict[int, int]] = {}
+        """Per follower and partition, the offset that its present run has come to."""
 
     def host(self, name: str) -> ClientHost:
         if name not in self.cluster.client_hosts:
@@ -112,7 +114,6 @@ class Workload:
         send.outcome = Outcome.ACKED
         if offset >= 0:
             send.offset = offset
-        self.last_ack[send.partition] = send.ended
         self.cluster.counters["acked"] += 1
 
     def _failed(self, send: Send, error: StreamqError) -> None:
@@ -185,8 +186,11 @@ class Workload:
                     self.cluster.bootstrap, topics=[TOPIC], partitions=[partition], broker=broker, host=self.host("last")
                 ) as consumer:
                     tip = (await consumer.tip(TOPIC, partition)).high_watermark
+                    self.reads += 1
+                    name = f"from {broker} {self.reads}"
+                    self._asks_from_start(name)
                     while consumer.position(TOPIC, partition) < tip:
-                        self.polled(f"from {broker} {trio.current_time()}", await consumer.fetch(500, timeout=1.0))
+                        self.polled(name, await consumer.fetch(500, timeout=1.0))
 
     # --- reading
 
@@ -197,15 +201,32 @@ class Workload:
         while True:
             run += 1
             name = f"c{number}.{run}"
+            self.followed[number] = dict.fromkeys(range(self.partitions), 0)
+            self._asks_from_start(name)
             patience = self.random.choice((6.0, 30.0, 1000.0)) if run > 1 or number else 1000.0
             with trio.move_on_after(patience):
                 try:
                     async with Consumer(self.cluster.bootstrap, topics=[TOPIC], host=self.host(f"c{number}")) as consumer:
                         while True:
-                            self.polled(name, await consumer.fetch(FETCH_RECORDS, timeout=2.0))
+                            records = await consumer.fetch(FETCH_RECORDS, timeout=2.0)
+                            self.polled(name, records)
+                            self.followed[number].update((record.partition, record.offset + 1) for record in records)
                 except StreamqError as error:
                     self.cluster.note(name, f"ended: {error.code}: {error}")
+                    if not isinstance(error, UnavailableError | CorruptDataError):
+                        self.cluster.fail(f"{name}, which follows from the start, was told {error.code}: {error}")
             await trio.sleep(0.5)
+
+    def lagging(self) -> str | None:
+        """Which follower has not come to the end of `history.log`; None if none. Who waits for ever somewhere is found here (P-26)."""
+        for number, reached in self.followed.items():
+            for partition, log in self.history.log.items():
+                if log and reached[partition] <= log[-1][0]:
+                    return f"follower {number} is at {reached[partition]} of partition {partition}, which ends at {log[-1][0] + 1}"
+        return None
+
+    def _asks_from_start(self, name: str) -> None:
+        self.history.asked.update({(name, partition): 0 for partition in range(self.partitions)})
 
     def polled(self, name: str, records: "list[object]") -> None:
         by_partition: dict[int, list[tuple[int, bytes]]] = {}
