@@ -103,6 +103,19 @@ def test_whatever_the_schedule_of_faults_it_holds(seed: int, actions: list[Actio
     assert report.violation is None
 
 
+def test_an_exception_is_told_like_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a time line of what led to it, too."""
+
+    def forget(self: Takeover, now: float) -> list[object]:
+        raise LookupError("nobody is left to repair")
+
+    monkeypatch.setattr(Takeover, "_go_on_repairing", forget)
+    seed = next(s for s in range(500) if run_seed(s).violation is not None)
+    told = account(seed, is_shortened=False)
+    assert "LookupError: nobody is left to repair" in told
+    assert "takeover began" in told
+
+
 def test_a_failing_run_is_shortened_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Takeover, "_go_on_repairing", lambda self, now: self._close(now))
     seed = next(s for s in range(500) if run_seed(s).violation is not None)

@@ -1,5 +1,7 @@
 """Runs one seed from its plan to its verdict."""
 
+import traceback
+
 from tests.sim.report import Report
 from tests.sim.tier1.checks import Violation
 from tests.sim.tier1.clients import Consumer, Producer, TipReader
@@ -50,6 +52,8 @@ def run_plan(plan: Plan, *, is_traced: bool = False) -> tuple[Report, Run | None
         run.run()
     except Violation as found:
         violation = str(found)
+    except Exception:  # of the cores or of the simulation: it is told like a violation, with its time line
+        violation = f"an exception\n{traceback.format_exc()}"
     world = run.world
     return Report(plan.seed, world.counters, world.now, world.messages, run.nemesis.applied, violation), run
 
