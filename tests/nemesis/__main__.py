@@ -37,7 +37,7 @@ def main() -> int:
         brokers=options.brokers,
         write=options.write or options.brokers // 2 + 1,
         partitions=options.partitions,
-        kinds=tuple(options.kinds.split(",")) if options.kinds else (),
+        kinds=options.kinds,
     )
     report = run(plan)
     print(table(report))
@@ -54,10 +54,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--brokers", type=int, default=3)
     parser.add_argument("--write", type=int, help="W; a majority if not given")
     parser.add_argument("--partitions", type=int, default=4)
-    parser.add_argument("--kinds", help=f"only these, separated by commas; of {', '.join(kind.name for kind in KINDS)}")
+    parser.add_argument(
+        "--kinds", type=_kinds, default=(), help=f"only these, separated by commas; of {', '.join(kind.name for kind in KINDS)}"
+    )
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     parser.add_argument("--no-namespaces", action="store_true", help="stay on the loopback interface")
     return parser.parse_args()
+
+
+def _kinds(words: str) -> tuple[str, ...]:
+    kinds = tuple(words.split(","))
+    if unknown := set(kinds) - {kind.name for kind in KINDS}:
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}")
+    return kinds
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

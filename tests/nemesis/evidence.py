@@ -16,10 +16,12 @@ from tests.nemesis.cluster import Cluster
 from tests.nemesis.workload import TOPIC, Workload
 from tests.sim.history import StoredBatch
 
-__all__ = ["UnreadableError", "read_disks", "read_logs"]
+__all__ = ["LAST_READER", "UnreadableError", "read_disks", "read_logs"]
 
 AT_ONCE: Final = 5000
 READ_S: Final = 300.0
+LAST_READER: Final = "last reader"
+"""How the names of consumers begin that read when everything is over."""
 
 
 class UnreadableError(Exception):
@@ -34,10 +36,10 @@ async def read_logs(workload: Workload) -> None:
     tips = [tip.high_watermark for tip in told]
     for partition, tip in enumerate(tips):
         before = len(history.polls)
-        await _read(workload, partition, tip, "last reader", None)
+        await _read(workload, partition, tip, LAST_READER, None)
         history.log[partition] = [row for poll in history.polls[before:] for row in poll.records]
         for name in workload.cluster.names:
-            await _read(workload, partition, tip, f"last reader of {name}", name)
+            await _read(workload, partition, tip, f"{LAST_READER} of {name}", name)
 
 
 async def _read(workload: Workload, partition: int, tip: int, reader: str, broker: str | None) -> None:
@@ -55,13 +57,15 @@ def read_disks(cluster: Cluster, workload: Workload) -> None:
     """`history.replicas`, of brokers that were stopped gracefully, as far as the log was read. Raises UnreadableError."""
     ids = {versions[-1].id: partition for partition, versions in workload.history.registers.items()}
     for broker in cluster.brokers.values():
+        for partition in ids.values():  # one that holds nothing at all is looked at as well
+            workload.history.replicas.setdefault(partition, {})[broker.name] = []
         with opened_offline(broker.data) as directory:
             if directory.replay is not None and directory.replay.entries:
                 raise UnreadableError(f"{broker.name} stopped and left {directory.replay.entries} entries in its journal")
             for run in directory.runs:
                 partition = ids.get(run.partition)
                 if partition is not None:
-                    stored = workload.history.replicas.setdefault(partition, {}).setdefault(broker.name, [])
+                    stored = workload.history.replicas[partition][broker.name]
                     for file in run.files:
                         stored += _batches(directory, run, file)
     for partition, replicas in workload.history.replicas.items():

@@ -49,6 +49,7 @@ class Nemesis:
         self.cluster = scene.cluster
         self.kinds = kinds
         self.rng = rng
+        """Of the order alone: how much a fault draws may depend on what it meets."""
         self.episodes: list[Episode] = []
 
     async def run(self, *, seconds: float) -> None:
@@ -65,6 +66,7 @@ class Nemesis:
     async def play(self, kind: Kind) -> None:
         began = now()
         print(f"{began:.1f} {kind.name}", flush=True)
+        self.scene.rng = random.Random(self.rng.random())
         await kind.run(self.scene)
         healed = now()
         await self.until_steady()

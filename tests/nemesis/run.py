@@ -17,7 +17,7 @@ from streamq.model.messages import BrokerState, BrokerStatus, CreateTopic, Topic
 from tests.nemesis import network
 from tests.nemesis.cluster import Cluster
 from tests.nemesis.disks import SmallDisk
-from tests.nemesis.evidence import UnreadableError, read_disks, read_logs
+from tests.nemesis.evidence import LAST_READER, UnreadableError, read_disks, read_logs
 from tests.nemesis.faults import KINDS, Kind, Scene
 from tests.nemesis.nemesis import Nemesis, NotSteadyError
 from tests.nemesis.network import Network
@@ -39,23 +39,27 @@ class Plan(NamedTuple):
     partitions: int = 4
     kinds: tuple[str, ...] = ()
     """Only these; all that can be done here if empty."""
-    keep: Path | None = None
-    """Where the brokers' directories go when something is wrong."""
 
 
 def run(plan: Plan) -> Report:
+    """Keeps the brokers' directories if anything is wrong with the run, or with the nemesis itself."""
     directory = Path(tempfile.mkdtemp(prefix="streamq-nemesis-"))
-    violations: list[str] = []
+    is_kept = False
     try:
         with _cluster(plan, directory) as (cluster, small):
-            report = _run(plan, cluster, small, violations)
-            if violations:
-                _keep(cluster, directory / "kept")
+            try:
+                report = _run(plan, cluster, small)
+                is_kept = bool(report.violations)
+            except Exception:
+                is_kept = True
+                raise
+            finally:
+                if is_kept:
+                    _keep(cluster, directory / "kept")
+                    print(f"the brokers' directories are kept in {directory}", flush=True)
     finally:
-        if not violations:
+        if not is_kept:
             shutil.rmtree(directory, ignore_errors=True)
-    if violations:
-        violations.append(f"the brokers' directories are kept in {directory}")
     return report
 
 
@@ -72,12 +76,13 @@ def _cluster(plan: Plan, directory: Path) -> Iterator[tuple[Cluster, tuple[str, 
         yield stack.enter_context(Cluster(directory, plan.brokers, network=net, data_at=data_at)), small
 
 
-def _run(plan: Plan, cluster: Cluster, small: tuple[str, SmallDisk] | None, violations: list[str]) -> Report:
+def _run(plan: Plan, cluster: Cluster, small: tuple[str, SmallDisk] | None) -> Report:
     workload = Workload(cluster, partitions=plan.partitions, seed=plan.seed)
     rng = random.Random(plan.seed)
     scene = Scene(cluster, workload, rng, losses_max=plan.write - 1, small=small)
     kinds, skipped = _possible(plan, scene)
     nemesis = Nemesis(scene, kinds, rng)
+    violations: list[str] = []
     began = time.monotonic()
     try:
         trio.run(_under_faults, plan, nemesis)
@@ -91,7 +96,10 @@ def _run(plan: Plan, cluster: Cluster, small: tuple[str, SmallDisk] | None, viol
     if history.log:
         anomalies = check(history)
         violations += [told(anomalies)] if anomalies else []
-    violations += cluster.faults_in_logs()
+    violations += [*workload.wrong, *cluster.faults_in_logs()]
+    on_the_way = [poll for poll in history.polls if not poll.consumer.startswith(LAST_READER)]
+    happened = {"fault": nemesis.episodes, "read": on_the_way, "tip read": history.tips}
+    violations += [f"nothing was proved: there was no {what}" for what, of in happened.items() if not of]
     gaps, quiet = longest_gaps(history, nemesis.episodes)
     return Report(
         seed=plan.seed,
@@ -100,7 +108,7 @@ def _run(plan: Plan, cluster: Cluster, small: tuple[str, SmallDisk] | None, viol
         seconds=took,
         records=sum(len(log) for log in history.log.values()),
         outcomes=outcomes(history),
-        read=sum(len(poll.records) for poll in history.polls),
+        read=sum(len(poll.records) for poll in on_the_way),
         tips=len(history.tips),
         epochs=sum(versions[-1].last.epoch for versions in history.registers.values()),
         happened=cluster.happened(),

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from streamq.client.cluster import Cluster as ClientCluster
-from streamq.model.errors import StreamqError, UnknownOutcomeError
+from streamq.model.errors import CorruptDataError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.messages import DescribePartition, PartitionDescription, ReadTip, TipRead
 from streamq_consumer import Consumer, Record
 from streamq_producer import Delivery, Producer, Receipt
@@ -28,6 +28,7 @@ STEADY_PAUSE_S: Final = 0.02
 BULK: Final = 20
 BULKS_UNDER_WAY_MAX: Final = 8
 GIVE_UP_S: Final = 0.6
+CATCH_UP_S: Final = 180.0
 FRESH_RECORDS_MAX: Final = 3000
 now: Final = time.monotonic
 
@@ -42,6 +43,10 @@ class Workload:
         self.history = History()
         self.troubles: Counter[str] = Counter()
         """Errors that clients met beside outcomes, by what they say."""
+        self.wrong: list[str] = []
+        """What no client may be told, and readers that never come to the end."""
+        self._followed: dict[tuple[str, int], int] = {}
+        """Per follower and partition, the offset that its present run has come to."""
         self.acked_at: list[float] = [now()] * partitions
         self.is_over = False
         self._values: dict[bytes, bytes] = {}
@@ -59,6 +64,7 @@ class Workload:
                 senders.start_soon(self._impatient_producer)
                 senders.start_soon(self._plain_producer)
                 senders.start_soon(self._restless_producers)
+            await self._let_followers_catch_up()
             readers.cancel_scope.cancel()
 
     def stop_sending(self) -> None:
@@ -173,15 +179,37 @@ class Workload:
         run = 0
         while True:
             run += 1
+            self._followed.update({(name, partition): 0 for partition in range(self.partitions)})
             try:
                 async with Consumer(self.cluster.bootstrap, topics=[TOPIC]) as consumer:
                     for partition in range(self.partitions):
                         self.history.asked[f"{name} run {run}", partition] = 0
                     while True:
-                        self.saw(f"{name} run {run}", await consumer.fetch(500, timeout=0.5))
+                        records = await consumer.fetch(500, timeout=0.5)
+                        self.saw(f"{name} run {run}", records)
+                        self._followed.update(((name, record.partition), record.offset + 1) for record in records)
             except StreamqError as error:
                 self._trouble("follower", error)
+                if not isinstance(error, UnavailableError | CorruptDataError):
+                    self.wrong.append(f"{name}, which follows from the start, was told {error.code}: {error.message}")
                 await trio.sleep(0.2)
+
+    async def _let_followers_catch_up(self) -> None:
+        """Whoever waits for ever somewhere is found here (P-26)."""
+        ends = [0] * self.partitions
+        for send in self.history.sends:
+            if send.offset is not None:
+                ends[send.partition] = max(ends[send.partition], send.offset + 1)
+
+        def lagging() -> list[str]:
+            return [
+                f"{name} is at {at} of partition {p}, acked up to {ends[p]}" for (name, p), at in self._followed.items() if at < ends[p]
+            ]
+
+        with trio.move_on_after(CATCH_UP_S):
+            while lagging():
+                await trio.sleep(0.1)
+        self.wrong += [f"{what}, {CATCH_UP_S:g} s after the last record was sent" for what in lagging()]
 
     async def _read_afresh(self) -> None:
         number = 0
