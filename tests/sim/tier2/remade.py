@@ -38,6 +38,8 @@ class _Run:
         self.away: str | None = None
         self.acked: list[bytes] = []
         self.sent: set[bytes] = set()
+        self.refused: set[bytes] = set()
+        """Of these the producer said that they were not stored."""
         self.timeline: list[tuple[float, str, str]] = []
         self.cluster: SimulatedCluster
 
@@ -144,6 +146,7 @@ class _Run:
         self._count("made", "made again")
         self.acked.clear()
         self.sent.clear()
+        self.refused.clear()
 
     async def _remove(self) -> None:
         async def once() -> None:
@@ -171,6 +174,9 @@ class _Run:
                         await producer.send(TOPIC, value)
                     except UnknownOutcomeError:
                         continue
+                    except StreamqError:
+                        self.refused.add(value)
+                        raise
                     self.acked.append(value)
                     self.cluster.counters["acked"] += 1
 
@@ -182,6 +188,10 @@ class _Run:
         strangers = [value for value in found if value not in self.sent]
         if strangers:
             self.cluster.fail(f"P-39: {strangers} of an earlier topic of this name at {broker or 'some broker'}, among {found}")
+        elif self.refused & set(found):
+            self.cluster.fail(f"aborted read: {self.refused & set(found)} were refused, and are among {found}")
+        elif len(set(found)) < len(found):
+            self.cluster.fail(f"I-5: something is there twice: {found}")
         elif [value for value in found if value in self.acked] != self.acked:
             self.cluster.fail(f"I-1: {self.acked} were acked, and {found} was read from {broker or 'some broker'}")
 
