@@ -41,8 +41,8 @@ class Healing:
         """Raises Violation."""
         world = self.world
         self.nemesis.is_over = True
-        for source in [*world.brokers, *self.nemesis.clients]:
-            for target in [*world.brokers, *self.nemesis.clients]:
+        for source in [*world.brokers, *self.nemesis.links.clients]:
+            for target in [*world.brokers, *self.nemesis.links.clients]:
                 world.network.set_up(source, target, is_up=True)
                 world.network.link(source, target).slowness = 1.0
         world.network.profile = world.network.profile._replace(loss=0.0, repeats=0.0)

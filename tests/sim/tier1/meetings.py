@@ -37,8 +37,8 @@ class Meetings:
 
     def _cut(self, name: str, others: list[str], lasts_s: float) -> None:
         for other in others:
-            self.nemesis.cut_link(name, other, lasts_s)
-            self.nemesis.cut_link(other, name, lasts_s)
+            self.nemesis.links.cut(name, other, lasts_s)
+            self.nemesis.links.cut(other, name, lasts_s)
 
     # --- a loss, while of those that hold the tail nobody else is there
 

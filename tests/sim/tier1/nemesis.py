@@ -14,6 +14,7 @@ from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown
 from tests.sim.tier1.acceptors import RECORD_KEY
 from tests.sim.tier1.disk import Damage, Disk
 from tests.sim.tier1.endpoint import Steps
+from tests.sim.tier1.link_faults import LinkFaults
 from tests.sim.tier1.losses import Losses
 from tests.sim.tier1.meetings import Meetings
 from tests.sim.tier1.partition import TOPIC, replica_key
@@ -42,19 +43,18 @@ class Nemesis:
         """The most replicas that an epoch may need to follow another, by settings that were asked for and may come late."""
         self.record: list[tuple[float, str]] = []
         self.is_over = False
-        self._cut: dict[tuple[str, str], int] = {}
+        self.links = links = LinkFaults(world)
         meetings = Meetings(self)
         self._kinds: dict[str, Callable[[Action, str], bool]] = {
             "crash": self._crash, "stop": self._stop, "pause": self._pause, "eio": self._eio, "dead": self._dead,
-            "isolate": self._isolate, "oneway": self._oneway, "split": self._split, "flap": self._flap, "reset": self._reset,
-            "slow_link": self._slow_link, "cut_clients": self._cut_clients,
+            "isolate": links.isolate, "oneway": links.oneway, "split": links.split, "flap": links.flap, "reset": links.reset,
+            "slow_link": links.slow_link, "cut_clients": links.cut_clients,
             "clock": self._clock, "slow_disk": self._slow_disk, "full_disk": self._full_disk,
             "rot_journal": self._rot_journal, "rot_file": self._rot_file, "lose_disk": self._lose_disk,
             "lose_acceptor": self._lose_acceptor,
             "takeovers": self._takeovers, "duel": self._duel, "storm": self._storm, "settings": self._settings, "trim": self._trim,
             "meet_loss": meetings.loss, "meet_seal": meetings.seal, "meet_trim": meetings.trim,
         }  # fmt: skip
-        self.clients: Sequence[str] = ()
         self.storm: Callable[[int], None] = lambda count: None
         for action in actions:
             world.at(action.at, None, self._lie_in_wait, action)
@@ -194,89 +194,6 @@ class Nemesis:
             if not self.losses.is_somebody_whole(index, without=dead):
                 return False
         return True
-
-    # --- links
-
-    def cut_link(self, source: str, target: str, lasts_s: float) -> None:
-        """Counted: a link is up again when every fault that cut it is over."""
-        if source == target:
-            return
-        key = (source, target)
-        self._cut[key] = self._cut.get(key, 0) + 1
-        self.world.network.set_up(source, target, is_up=False)
-        self._later(lasts_s, self._mend_link, key)
-
-    def _mend_link(self, key: tuple[str, str]) -> None:
-        left = self._cut.get(key, 0) - 1
-        self._cut[key] = max(0, left)
-        if left == 0:
-            self.world.network.set_up(*key, is_up=True)
-
-    def _isolate(self, action: Action, name: str) -> bool:
-        others = [b for b in self.world.brokers if b != name]
-        if action.amount < 0.4:
-            others += self.clients
-        for other in others:
-            self.cut_link(name, other, action.lasts_s)
-            self.cut_link(other, name, action.lasts_s)
-        return True
-
-    def _oneway(self, action: Action, name: str) -> bool:
-        """What one broker sends, to one other or to all, gets lost; or what is sent to it."""
-        for other in self.world.brokers:
-            if other != name and (action.amount < 0.5 or other == action.other):
-                self.cut_link(*((name, other) if action.amount * 10 % 1 < 0.5 else (other, name)), action.lasts_s)
-        return True
-
-    def _split(self, action: Action, name: str) -> bool:
-        """Two sides; clients stay connected to both."""
-        pattern = int(action.amount * 1024)
-        side = {name} | {b for i, b in enumerate(self.world.brokers) if pattern >> i & 1}
-        for one in self.world.brokers:
-            for other in self.world.brokers:
-                if (one in side) != (other in side):
-                    self.cut_link(one, other, action.lasts_s)
-        return 0 < len(side) < len(self.world.brokers)
-
-    def _flap(self, action: Action, name: str) -> bool:
-        step = 0.05 + action.amount
-        at = 0.0
-        while at < action.lasts_s:
-            self._later(at, self._isolate_quietly, name, step * 0.6)
-            at += step
-        return True
-
-    def _isolate_quietly(self, name: str, lasts_s: float) -> None:
-        for other in self.world.brokers:
-            if other != name:
-                self.cut_link(name, other, lasts_s)
-                self.cut_link(other, name, lasts_s)
-
-    def _reset(self, action: Action, name: str) -> bool:
-        process = self.world.processes.get(name)
-        if process is None:
-            return False
-        connections = [peer.connection for peer in process.peers if peer.connection is not None] + list(process.sessions)
-        for connection in connections:
-            connection.close()
-        return bool(connections)
-
-    def _slow_link(self, action: Action, name: str) -> bool:
-        links = [self.world.network.link(*pair) for b in self.world.brokers if b != name for pair in ((name, b), (b, name))]
-        for link in links:
-            link.slowness = 10 + 300 * action.amount**3
-        self._later(action.lasts_s, self._quicken, links)
-        return True
-
-    def _quicken(self, links: Sequence[object]) -> None:
-        for link in links:
-            link.slowness = 1.0  # type: ignore[attr-defined]
-
-    def _cut_clients(self, action: Action, name: str) -> bool:
-        for client in self.clients:
-            self.cut_link(client, name, action.lasts_s)
-            self.cut_link(name, client, action.lasts_s)
-        return bool(self.clients)
 
     # --- clocks and disks
 

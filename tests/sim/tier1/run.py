@@ -29,7 +29,7 @@ class Run:
         self.consumers = [Consumer(world, f"c{i}", i % plan.partitions) for i in range(plan.consumers)]
         self.tip_readers = [TipReader(world, f"t{i}", i % plan.partitions, 4.0) for i in range(plan.tip_readers)]
         self.nemesis = Nemesis(world, plan.actions)
-        self.nemesis.clients = [client.name for client in (*self.producers, *self.consumers, *self.tip_readers)]
+        self.nemesis.links.clients = [client.name for client in (*self.producers, *self.consumers, *self.tip_readers)]
         self.nemesis.storm = self._storm
 
     def run(self) -> None:
