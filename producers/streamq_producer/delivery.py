@@ -14,7 +14,8 @@ __all__ = ["BatchOutcome", "Delivery", "Receipt"]
 class Receipt(msgspec.Struct, frozen=True):
     """The record is stored at `offset`, on `copies` replicas of `of`, synced to disk on them if `durable`.
 
-    `timestamp` is the append time, in milliseconds since 1970. With `records` above 1 it speaks for the offsets from `offset` on.
+    `timestamp` is the append time, in milliseconds since 1970. With `records` above 1 it speaks for the offsets from `offset` on. `offset` is
+    -1 when an earlier try had stored it so long ago that the broker does not know any more where (P-35).
     """
 
     topic: str
@@ -91,5 +92,5 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
         if ack is None:
             assert batch.error is not None
             return batch.error
-        offset = ack.base + self.first
+        offset = ack.base + self.first if ack.base >= 0 else -1
         return Receipt(batch.topic, batch.partition, offset, ack.append_time, ack.copies, ack.of, ack.durable, self.records)
