@@ -14,8 +14,8 @@ __all__ = ["BatchOutcome", "Delivery", "Receipt"]
 class Receipt(msgspec.Struct, frozen=True):
     """The record is stored at `offset`, on `copies` replicas of `of`, synced to disk on them if `durable`.
 
-    `timestamp` is the append time, in milliseconds since 1970. With `records` above 1 it speaks for the offsets from `offset` on; -1 when an
-    earlier try had stored it so long ago that the broker does not know any more where (P-35).
+    `timestamp` is the append time, in milliseconds since 1970. With `records` above 1 it speaks for the offsets from `offset` on; -1 when
+    an earlier try had stored it so long ago that the broker does not know any more where (P-35).
     """
 
     topic: str
