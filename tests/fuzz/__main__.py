@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import logging
 import sys
-import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -41,11 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     shares = sum(map(share_of, names))
     print(f"{'target':<30}{'inputs/s':>10}{'inputs':>10}{'accepted':>10}{'refused':>10}{'slowest':>10}{'memory':>10}  findings")
     total = found = 0
-    for name in names:
-        tally = _fuzz(name, engine, seconds=options.seconds * share_of(name) / shares, seed=options.seed)
-        _tell(name, tally, options.out)
-        total += tally.inputs
-        found += len(tally.findings)
+    with engines.Guided(seed=options.seed) if engine == "atheris" else nullcontext() as guided:
+        for name in names:
+            target, seconds = ALL_TARGETS[name], options.seconds * share_of(name) / shares
+            tally = guided.fuzz(target, seconds=seconds) if guided else engines.mutated(target, seconds=seconds, seed=options.seed)
+            _tell(name, tally, options.out)
+            total += tally.inputs
+            found += len(tally.findings)
     print(f"{len(names)} targets, {total} inputs, {found} findings")
     return 1 if found else 0
 
@@ -70,14 +72,6 @@ def _engine(asked: str | None) -> tuple[str, str]:
     if asked:
         raise SystemExit("atheris is not installed: pip install 'streamq[fuzz]'")
     return "mutation", "atheris is not installed, so nothing is guided by coverage: pip install 'streamq[fuzz]'"
-
-
-def _fuzz(name: str, engine: str, *, seconds: float, seed: int) -> engines.Tally:
-    target = ALL_TARGETS[name]
-    if engine == "mutation":
-        return engines.mutated(target, seconds=seconds, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        return engines.guided(target, seconds=seconds, seed=seed, report=Path(folder, "report.json"))
 
 
 def _tell(name: str, tally: engines.Tally, out: Path) -> None:

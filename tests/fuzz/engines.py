@@ -1,16 +1,17 @@
 """How targets are fuzzed: by seeded mutation, with nothing installed, or guided by coverage where atheris is installed.
 
-Guided, each target has a process of its own, because the engine never returns; it writes what it has found to a report now and then.
+Guided, each target has a process of its own, because that engine never returns; it leaves a report of what it has found.
 """
 
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -18,7 +19,7 @@ from tests.fuzz.mutation import mutate
 from tests.fuzz.target import Target, attempt, measured
 from tests.fuzz.wild import Wild
 
-__all__ = ["FINDINGS_MAX", "Finding", "Tally", "guided", "has_atheris", "mutated"]
+__all__ = ["FINDINGS_MAX", "Finding", "Guided", "Tally", "corpus_of", "has_atheris", "mutated"]
 
 FINDINGS_MAX: Final = 5
 """After so many of one target there is enough to look at."""
@@ -26,8 +27,6 @@ CORPUS: Final = 64
 CORPUS_MAX: Final = 256
 FRESH: Final = 0.1
 """How often a new valid encoding is tried instead of a mutation."""
-GUIDED_START_S: Final = 60.0
-"""More than a guided process takes to import everything with its instruments."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -98,13 +97,36 @@ def mutated(target: Target, *, seconds: float, seed: int) -> Tally:
     return tally
 
 
-def guided(target: Target, *, seconds: float, seed: int, report: Path) -> Tally:
-    """The same by coverage, in a process of its own."""
-    command = [sys.executable, "-m", "tests.fuzz.guided", target.name, f"{seconds:g}", str(seed), str(report)]
-    began = time.monotonic()
-    ended = subprocess.run(command, timeout=seconds + GUIDED_START_S, capture_output=True, text=True, check=False)
-    if not report.exists():
-        raise RuntimeError(f"the guided fuzzer of {target.name} ended with {ended.returncode}: {ended.stderr[-2000:]}")
-    tally = msgspec.json.decode(report.read_bytes(), type=Tally)
-    tally.seconds = tally.seconds or time.monotonic() - began
-    return tally
+class Guided:
+    """Guided by coverage, from `with` on: one process imports everything with its instruments, and forks for each target."""
+
+    def __init__(self, *, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory()
+        self._told = open(Path(self._folder.name, "told"), "w+b")
+        command = [sys.executable, "-m", "tests.fuzz.guided", str(self._seed), self._folder.name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, text=True)
+        self._expect("ready", "the imports")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """It ends when nothing more is asked."""
+        self._process.communicate()
+        self._told.close()
+        self._folder.cleanup()
+
+    def fuzz(self, target: Target, *, seconds: float) -> Tally:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{target.name} {seconds:g}\n")
+        self._process.stdin.flush()
+        self._expect("done", target.name)
+        return msgspec.json.decode(Path(self._folder.name, f"{target.name}.json").read_bytes(), type=Tally)
+
+    def _expect(self, word: str, what: str) -> None:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline().strip()
+        if answer != word:
+            self._told.seek(0)
+            raise RuntimeError(f"the guided fuzzer ended at {what} ({answer}): {self._told.read()[-2000:].decode(errors='replace')}")

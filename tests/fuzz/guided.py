@@ -1,4 +1,6 @@
-"""One target under atheris: `python -m tests.fuzz.guided TARGET SECONDS SEED REPORT`. Started by `engines.guided`; never returns.
+"""Targets under atheris: `python -m tests.fuzz.guided SEED FOLDER`, started by `engines.Guided`.
+
+Reads lines of a target's name and seconds; for each it forks a process, which writes `FOLDER/<target>.json`, and says "done" at its end.
 
 The engine sees the branches of Python code only, and decoding is done in C; so half of its mutations are ours, which know MessagePack.
 """
@@ -6,10 +8,9 @@ The engine sees the branches of Python code only, and decoding is done in C; so 
 import os
 import random
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import atheris  # type: ignore[import-not-found]
 
@@ -26,7 +27,8 @@ with atheris.instrument_imports(include=["streamq", "streamq_producer", "streamq
 REPORT_S: Final = 0.5
 
 
-def main(name: str, seconds: float, seed: int, report: Path) -> None:
+def fuzz(name: str, seconds: float, seed: int, report: Path) -> NoReturn:
+    """Ends this process once the time is up, or there is enough to look at."""
     target, tally = ALL_TARGETS[name], Tally()
     corpus = corpus_of(target, random.Random(f"{seed} {name}"))
     began = told = time.monotonic()
@@ -55,13 +57,34 @@ def main(name: str, seconds: float, seed: int, report: Path) -> None:
         mutated: bytes = atheris.Mutate(data, size_max)
         return mutated
 
-    with tempfile.TemporaryDirectory() as folder, measured():
+    folder = report.with_suffix(".corpus")
+    folder.mkdir(exist_ok=True)
+    with measured():
         for number, content in enumerate(corpus):
             Path(folder, f"{number:03d}").write_bytes(content)
-        arguments = [sys.argv[0], folder, f"-seed={seed % (1 << 31) or 1}", f"-max_len={INPUT_BYTES_MAX}", "-timeout=0", "-verbosity=0"]
+        arguments = [
+            sys.argv[0],
+            str(folder),
+            f"-seed={seed % (1 << 31) or 1}",
+            f"-max_len={INPUT_BYTES_MAX}",
+            "-timeout=0",
+            "-verbosity=0",
+        ]
         atheris.Setup(arguments, try_one, custom_mutator=change)
         atheris.Fuzz()
+    raise AssertionError("it never returns")
+
+
+def main(seed: int, folder: Path) -> None:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name, seconds = line.split()
+        child = os.fork()
+        if not child:
+            fuzz(name, float(seconds), seed, folder / f"{name}.json")
+        _, status = os.waitpid(child, 0)
+        print("done" if status == 0 else f"status {status}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -63,3 +63,13 @@ def test_without_atheris_the_command_says_so(capsys: pytest.CaptureFixture[str],
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     assert command.main(["--seconds", "0.1", "--target", "records"]) == 0
     assert "atheris is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_with_atheris_each_target_is_fuzzed_for_its_time_and_what_it_finds_comes_back() -> None:
+    pytest.importorskip("atheris")
+    with engines.Guided(seed=3) as guided:
+        for name in ("records", "message.Hello", "records"):
+            tally = guided.fuzz(ALL_TARGETS[name], seconds=0.5)
+            assert tally.inputs > tally.accepted > 0
+            assert tally.findings == []
