@@ -16,7 +16,7 @@ from streamq.model.errors import StreamqError
 from streamq.model.messages import CreateTopic, DeleteTopic, Hello, Message, Ok, TakeOver, TopicCreated
 from streamq.storage.interface import StorageFailedError
 from streamq.wire.framing import PREAMBLE, PROTOCOL_VERSIONS, encode_frame
-from tests.sim.disk import Kind
+from tests.sim.disk import HostCrashError, Kind
 from tests.sim.tier2.brokers import PORT, Broker
 from tests.sim.tier2.cluster import SimulatedCluster
 from tests.sim.tier2.schedule import LOSSES, Fault
@@ -131,7 +131,7 @@ class Nemesis:
             try:
                 await self.workload.read_from(target.name)
                 await target.storage.flush()
-            except (StreamqError, StorageFailedError) as error:
+            except (StreamqError, StorageFailedError, HostCrashError) as error:  # it may die meanwhile
                 self.cluster.note("nemesis", f"reading all of {target.name}: {error}")
             else:
                 return True
