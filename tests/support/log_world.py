@@ -169,7 +169,8 @@ class Broker:
             for member in self.sequencer.segment.replicas:
                 self.store(member, [batch])
         elif isinstance(answer, Duplicate):
-            assert answer.base is not None
+            if answer.base is None:
+                raise Violation("P-35: a repeat is older than all that is remembered, and nobody repeats so late")
             self.world.on_ack(ticket, answer.base)
         self.sequencer.check()
 

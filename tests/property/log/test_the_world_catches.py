@@ -148,7 +148,7 @@ MUTANTS: list[tuple[Breaks, dict[str, int]]] = [
 
 
 @pytest.mark.parametrize(("mutant", "given"), MUTANTS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_broken_rule_is_noticed(mutant: Breaks, given: dict[str, int], monkeypatch: mutants.Patch) -> None:
+def test_a_broken_rule_is_noticed(mutant: Breaks, given: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch.setattr)
     for seed in range(SEEDS):
         try:
