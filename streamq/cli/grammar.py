@@ -6,14 +6,22 @@ A verb names its function as text, `module:function` below `streamq.cli`; it is 
 
 import argparse
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 
-from streamq.model.errors import RefusedError
+from streamq.cli.arguments import (
+    VERB,
+    Parser,
+    Verbs,
+    add_cluster_options,
+    add_group,
+    add_verb,
+    help_format,
+    natural,
+    positive_float,
+    positive_int,
+)
 
 __all__ = ["VERB", "parser", "positive_float", "positive_int", "wants_json"]
-
-VERB: Final = "verb"
-"""The option that holds the function of the verb that was typed."""
 
 EPILOG: Final = """\
 exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable or timed out (retry), 5 not authorised,
@@ -21,101 +29,30 @@ exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable or timed out (re
 the cluster is found by --bootstrap, --profile, STREAMQ_BOOTSTRAP, STREAMQ_PROFILE, the current profile, or on 127.0.0.1:7700
 """
 
-Verbs = argparse._SubParsersAction
-
-
-def _help_format(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of ending the process, so that it is told like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RefusedError(message, code="usage", hint=f"{self.prog} --help")
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Also takes what a list leaves behind options: `produce TOPIC --rate 5 FILE`."""
-        found, rest = super().parse_known_args(args, namespace)
-        lists = [action.dest for action in self._actions if not action.option_strings and action.nargs in ("*", "+")]
-        if lists and not any(text.startswith("-") and text != "-" for text in rest):
-            setattr(found, lists[-1], [*getattr(found, lists[-1]), *rest])
-            rest = []
-        return found, rest
-
-
-def positive_int(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
-def positive_float(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e12:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-positive_int.__name__, natural.__name__, positive_float.__name__ = "number", "number", "number"
-
 
 def parser() -> argparse.ArgumentParser:
     root = Parser(
         prog="streamq",
         description="A quorum-replicated stream and log ingestion service.",
         epilog=EPILOG,
-        formatter_class=_help_format,
+        formatter_class=help_format,
         allow_abbrev=False,
     )
     root.add_argument("--version", action="store_true", help="print the version")
     commands = root.add_subparsers(metavar="COMMAND", title="commands")
     _add_local(commands)
-    _add_cluster(_group(commands, "cluster", "brokers of a cluster on this machine, as background processes"))
-    _add_broker(_group(commands, "broker", "one broker: run it, found it, bring it back"))
-    _add_topic(_group(commands, "topic", "create, list, describe and remove topics"))
+    _add_cluster(add_group(commands, "cluster", "brokers of a cluster on this machine, as background processes"))
+    _add_broker(add_group(commands, "broker", "one broker: run it, found it, bring it back"))
+    _add_topic(add_group(commands, "topic", "create, list, describe and remove topics"))
     _add_produce(commands)
     _add_tail(commands)
-    _add_log(_group(commands, "log", "look at a broker's data directory while it is stopped"))
-    doctor = _verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
-    _cluster_options(doctor)
-    _add_profile(_group(commands, "profile", "names for clusters, so that commands find them"))
-    completion = _verb(commands, "completion", "completion:run", "print a script that completes commands in a shell", output=False)
+    _add_log(add_group(commands, "log", "look at a broker's data directory while it is stopped"))
+    doctor = add_verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
+    add_cluster_options(doctor)
+    _add_profile(add_group(commands, "profile", "names for clusters, so that commands find them"))
+    completion = add_verb(commands, "completion", "completion:run", "print a script that completes commands in a shell", output=False)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return root
-
-
-def _group(commands: "Verbs[Parser]", name: str, help_text: str) -> "Verbs[Parser]":
-    group = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-    return group.add_subparsers(metavar="VERB", title="verbs", required=True)
-
-
-def _verb(commands: "Verbs[Parser]", name: str, function: str, help_text: str, *, output: bool = True, epilog: str = "") -> Parser:
-    verb = commands.add_parser(
-        name,
-        help=help_text,
-        description=help_text[:1].upper() + help_text[1:] + ".",
-        epilog=epilog,
-        formatter_class=_help_format,
-        allow_abbrev=False,
-    )
-    verb.set_defaults(**{VERB: function})
-    if output:
-        verb.add_argument("-o", "--output", choices=("text", "json"), default="text", help="json: one object a line, errors included")
-    return verb
-
-
-def _cluster_options(verb: Parser) -> None:
-    verb.add_argument("--bootstrap", metavar="HOST:PORT[,…]", help="brokers to ask first; any broker of the cluster will do")
-    verb.add_argument("--profile", metavar="NAME", help="the cluster with this name (streamq profile ls)")
 
 
 def _destructive(verb: Parser) -> None:
@@ -139,15 +76,15 @@ def _founding_options(verb: Parser) -> None:
 
 
 def _add_local(commands: "Verbs[Parser]") -> None:
-    dev = _verb(commands, "dev", "dev:run", "run a local cluster in the foreground until Ctrl-C")
+    dev = add_verb(commands, "dev", "dev:run", "run a local cluster in the foreground until Ctrl-C")
     _founding_options(dev)
-    demo = _verb(
+    demo = add_verb(
         commands,
         "demo",
         "demo:run",
         "produce made-up log lines and show how they arrive; without a cluster, on one of its own that it removes",
     )
-    _cluster_options(demo)
+    add_cluster_options(demo)
     demo.add_argument("--topic", default="demo", help="topic, created when it does not exist (demo)")
     demo.add_argument("--rate", type=positive_float, default=200.0, metavar="N", help="records per second (200)")
     demo.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed makes the same lines (1)")
@@ -155,7 +92,7 @@ def _add_local(commands: "Verbs[Parser]") -> None:
 
 
 def _add_cluster(verbs: "Verbs[Parser]") -> None:
-    start = _verb(
+    start = add_verb(
         verbs, "start", "cluster:start", "start a cluster, or what is not running of the one that is there; returns when it serves"
     )
     _founding_options(start)
@@ -167,12 +104,12 @@ def _add_cluster(verbs: "Verbs[Parser]") -> None:
         ("pause", "stop brokers with SIGSTOP, as a hanging machine would"),
         ("resume", "let paused brokers go on"),
     ):
-        verb = _verb(verbs, name, f"cluster:{name}", help_text)
+        verb = add_verb(verbs, name, f"cluster:{name}", help_text)
         verb.add_argument("--data", metavar="DIR", help="where the cluster's data is (STREAMQ_DATA, or a directory of your own)")
         verb.add_argument("broker", nargs="*", default=[], metavar="BROKER", help="b1, b2, …")
         if name in ("kill", "pause", "resume"):
             verb.add_argument("--all", action="store_true", help="every broker")
-    init = _verb(verbs, "init", "cluster:init", "found a cluster on several machines: write what each broker has to be given")
+    init = add_verb(verbs, "init", "cluster:init", "found a cluster on several machines: write what each broker has to be given")
     init.add_argument(
         "--broker", action="append", required=True, metavar="ID=HOST:PORT[/RACK]", help="a broker and where others reach it; repeat it"
     )
@@ -184,17 +121,17 @@ def _add_cluster(verbs: "Verbs[Parser]") -> None:
 
 
 def _add_broker(verbs: "Verbs[Parser]") -> None:
-    run = _verb(verbs, "run", "broker:run", "run one broker in the foreground")
+    run = add_verb(verbs, "run", "broker:run", "run one broker in the foreground")
     run.add_argument("--config", required=True, metavar="FILE", help="its configuration (deploy/broker.toml explains it)")
-    init = _verb(verbs, "init", "broker:init", "give a broker's new directory its place in a new cluster, once")
+    init = add_verb(verbs, "init", "broker:init", "give a broker's new directory its place in a new cluster, once")
     init.add_argument("--config", required=True, metavar="FILE")
     init.add_argument("--founding", required=True, metavar="FILE", help="founding.json of `streamq cluster init`")
-    ls = _verb(verbs, "ls", "broker:ls", "list the brokers of the cluster and how they do")
-    _cluster_options(ls)
-    rejoin = _verb(
+    ls = add_verb(verbs, "ls", "broker:ls", "list the brokers of the cluster and how they do")
+    add_cluster_options(ls)
+    rejoin = add_verb(
         verbs, "rejoin", "broker:rejoin", "bring back a broker whose directory is lost, damaged or an old copy, under a new incarnation"
     )
-    _cluster_options(rejoin)
+    add_cluster_options(rejoin)
     rejoin.add_argument("broker", nargs="?", metavar="BROKER", help="a broker of the local cluster: it is started and waited for")
     rejoin.add_argument("--data", metavar="DIR", help="where the local cluster's data is")
     rejoin.add_argument("--config", metavar="FILE", help="instead: the configuration of a broker that is started in another way")
@@ -204,7 +141,7 @@ def _add_broker(verbs: "Verbs[Parser]") -> None:
 
 def _add_topic(verbs: "Verbs[Parser]") -> None:
     example = "example: streamq topic create orders --partitions 6 --replicas 3 --write-quorum 2 --read-quorum 2"
-    create = _verb(verbs, "create", "topic:create", "create a topic; prints which losses it survives", epilog=example)
+    create = add_verb(verbs, "create", "topic:create", "create a topic; prints which losses it survives", epilog=example)
     create.add_argument("topic", metavar="NAME", help="1 to 200 of A-Z a-z 0-9 . _ -")
     create.add_argument("--partitions", type=int, default=1, metavar="N", help="1 to 2000 (1)")
     create.add_argument("--replicas", type=int, metavar="N", help="copies of every record (3, or one a broker)")
@@ -217,23 +154,23 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
         help="replicas asked for the committed offset; W + R > N (a majority, or more where W is small)",
     )
     create.add_argument("--durability", choices=("fsync", "memory"), default="fsync", help="what a copy is: on disk, or in memory (fsync)")
-    ls = _verb(verbs, "ls", "topic:ls", "list the topics")
-    describe = _verb(
+    ls = add_verb(verbs, "ls", "topic:ls", "list the topics")
+    describe = add_verb(
         verbs, "describe", "topic:describe", "show partitions, replicas and committed offsets, and which losses the topic survives"
     )
     describe.add_argument("topic", metavar="NAME")
-    rm = _verb(verbs, "rm", "topic:rm", "remove topics with all their records")
+    rm = add_verb(verbs, "rm", "topic:rm", "remove topics with all their records")
     rm.add_argument("topic", nargs="+", metavar="NAME")
     _destructive(rm)
     for verb in (create, ls, describe, rm):
-        _cluster_options(verb)
+        add_cluster_options(verb)
 
 
 def _add_produce(commands: "Verbs[Parser]") -> None:
-    produce = _verb(commands, "produce", "produce:run", "send lines of files or of stdin as records; ends when all are acked")
+    produce = add_verb(commands, "produce", "produce:run", "send lines of files or of stdin as records; ends when all are acked")
     produce.add_argument("topic", metavar="TOPIC")
     produce.add_argument("file", nargs="*", default=[], metavar="FILE", help="instead of stdin; - is stdin")
-    _cluster_options(produce)
+    add_cluster_options(produce)
     produce.add_argument("--format", choices=("lines", "json"), default="lines", help="json: objects as `tail -o json` prints them")
     produce.add_argument("-k", "--key", metavar="KEY", help="key of every record")
     produce.add_argument("--key-sep", metavar="SEP", help="a line is key, separator, value; one without the separator has no key")
@@ -257,9 +194,9 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
         "places:     start, end, N (an offset), -N (so many records before the end, over all partitions; write --from=-N),\n"
         "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)"
     )
-    tail = _verb(commands, "tail", "tail:run", "print the last records of topics, or follow them", epilog=formats)
+    tail = add_verb(commands, "tail", "tail:run", "print the last records of topics, or follow them", epilog=formats)
     tail.add_argument("topic", nargs="+", metavar="TOPIC")
-    _cluster_options(tail)
+    add_cluster_options(tail)
     tail.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
     tail.add_argument("--exit-at-end", action="store_true", help="stop at the tip that was read at the start (so it does without -f)")
     tail.add_argument("--from", dest="start", metavar="PLACE", help="where to begin (the last 10 records)")
@@ -274,8 +211,8 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
 
 
 def _add_log(verbs: "Verbs[Parser]") -> None:
-    verify = _verb(verbs, "verify", "log:verify", "check every byte that a stopped broker holds, and name each range that is damaged")
-    dump = _verb(verbs, "dump", "log:dump", "show what a stopped broker holds")
+    verify = add_verb(verbs, "verify", "log:verify", "check every byte that a stopped broker holds, and name each range that is damaged")
+    dump = add_verb(verbs, "dump", "log:dump", "show what a stopped broker holds")
     dump.add_argument("--files", action="store_true", help="list the files: kind, range and state of each")
     dump.add_argument("--entries", action="store_true", help="with --files: the entries of each journal file, with their byte ranges")
     dump.add_argument("-n", "--count", type=natural, metavar="N", help="stop after so many rows")
@@ -284,13 +221,13 @@ def _add_log(verbs: "Verbs[Parser]") -> None:
 
 
 def _add_profile(verbs: "Verbs[Parser]") -> None:
-    _verb(verbs, "ls", "profile:ls", "list the profiles")
-    use = _verb(verbs, "use", "profile:use", "make a profile the current one")
+    add_verb(verbs, "ls", "profile:ls", "list the profiles")
+    use = add_verb(verbs, "use", "profile:use", "make a profile the current one")
     use.add_argument("name", metavar="NAME")
-    add = _verb(verbs, "add", "profile:add", "make or change a profile")
+    add = add_verb(verbs, "add", "profile:add", "make or change a profile")
     add.add_argument("name", metavar="NAME")
     add.add_argument("--bootstrap", required=True, metavar="HOST:PORT[,…]")
-    rm = _verb(verbs, "rm", "profile:rm", "remove a profile")
+    rm = add_verb(verbs, "rm", "profile:rm", "remove a profile")
     rm.add_argument("name", metavar="NAME")
 
 
