@@ -99,6 +99,6 @@ def add_verb(commands: "Verbs[Parser]", name: str, function: str, help_text: str
     return verb
 
 
-def add_cluster_options(verb: Parser) -> None:
+def add_cluster_options(verb: "argparse._ActionsContainer") -> None:
     verb.add_argument("--bootstrap", metavar="HOST:PORT[,…]", help="brokers to ask first; any broker of the cluster will do")
     verb.add_argument("--profile", metavar="NAME", help="the cluster with this name (streamq profile ls)")

@@ -20,6 +20,7 @@ from streamq.cli.arguments import (
     positive_float,
     positive_int,
 )
+from streamq.cli.bench.grammar import add_bench
 
 __all__ = ["VERB", "parser", "positive_float", "positive_int", "wants_json"]
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _add_produce(commands)
     _add_tail(commands)
     _add_log(add_group(commands, "log", "look at a broker's data directory while it is stopped"))
+    add_bench(add_group(commands, "bench", "measure a cluster of its own, or one that runs"))
     doctor = add_verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
     add_cluster_options(doctor)
     _add_profile(add_group(commands, "profile", "names for clusters, so that commands find them"))

@@ -1,0 +1,163 @@
+"""The cluster that is measured: one of the benchmark's own, which goes away with it, or one that runs."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from streamq.cli.admin import Admin
+from streamq.cli.bench.warden import CLUSTER, start_warden
+from streamq.cli.cluster import settings_lines
+from streamq.cli.local_cluster import LocalCluster, free_ports
+from streamq.cli.output import note
+from streamq.cli.processes import find_process
+from streamq.cli.settings import bootstrap_of, find_bootstrap
+from streamq.cli.topic import topic_request
+from streamq.model.errors import RefusedError, StreamqError
+from streamq.model.messages import DeleteTopic, Ok, TopicCreated
+
+__all__ = ["BenchCluster", "bench_cluster"]
+
+BROKERS: Final = 3
+ADMIN_TIMEOUT_S: Final = 60.0
+"""A topic of 2,000 partitions takes a while."""
+GONE_TIMEOUT_S: Final = 30.0
+GONE_POLL_S: Final = 0.1
+FLUSHED_AFTER_S: Final = 1.5
+"""A broker that gets nothing has written what it has to its log files by then (`flush_interval_s`)."""
+
+
+class BenchCluster:
+    """`local` is None for a cluster that was running before: its brokers can be neither measured nor hurt."""
+
+    def __init__(self, bootstrap: str, local: LocalCluster | None, topic_prefix: str) -> None:
+        self.bootstrap: Final = bootstrap
+        self.local: Final = local
+        self._prefix = topic_prefix
+        self._made = 0
+        self._topics: list[str] = []
+        self._kept: list[str] = []
+
+    @property
+    def own(self) -> LocalCluster:
+        assert self.local is not None, "asked for before: `bench_cluster(needs_own=True)`"
+        return self.local
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The processes of its own brokers that run, by id."""
+        if self.local is None:
+            return {}
+        return {broker.name: process.pid for broker in self.local.brokers if (process := find_process(broker.directory)) is not None}
+
+    def create_topic(self, partitions: int = 1) -> str:
+        self._made += 1
+        name = f"{self._prefix}-{self._made}"
+        with self._admin() as admin:
+            admin.ask(topic_request(name, partitions=partitions, replicas=None, write=None, read=None), TopicCreated, is_change=True)
+        self._topics.append(name)
+        return name
+
+    def keep_topics(self) -> None:
+        """Those that were made so far stay when `remove_topics` is called, as long as the cluster is measured."""
+        self._kept += self._topics
+        self._topics.clear()
+
+    def remove_topics(self) -> None:
+        """All topics that were made and are not kept; of its own cluster's, waits until their files are gone."""
+        before = self.stored_bytes
+        with self._admin() as admin:
+            for name in self._topics:
+                admin.ask(DeleteTopic(name), Ok, is_change=True)
+        self._topics.clear()
+        deadline = time.monotonic() + GONE_TIMEOUT_S
+        while before and not self._kept and self.stored_bytes and time.monotonic() < deadline:
+            time.sleep(GONE_POLL_S)
+
+    def forget_all(self) -> None:
+        """Removes every topic that was made, as far as the cluster answers."""
+        with contextlib.suppress(StreamqError):
+            self._topics += self._kept
+            self._kept.clear()
+            self.remove_topics()
+
+    def _admin(self) -> Admin:
+        return Admin(bootstrap_of(self.bootstrap, origin="the cluster that is measured"), timeout_s=ADMIN_TIMEOUT_S)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the log files of its own brokers hold, all directories together."""
+        return 0 if self.local is None else sum(bytes_below(broker.data / "logs") for broker in self.local.brokers)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What its own brokers have on the disk, all in all."""
+        return 0 if self.local is None else bytes_below(self.local.directory)
+
+    def drop_pages(self) -> None:
+        """Has the system forget what it keeps in memory of the brokers' files, and the brokers as well: they are started anew."""
+        time.sleep(FLUSHED_AFTER_S)
+        self.own.stop()
+        for path in self.own.directory.rglob("*"):
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fdatasync(descriptor)
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(descriptor)
+        self.own.start()
+
+
+def bytes_below(directory: Path) -> int:
+    """Blocks that files take; a file that goes away meanwhile counts for nothing."""
+    total = 0
+    for place, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return total
+
+
+@contextlib.contextmanager
+def bench_cluster(options: argparse.Namespace, *, needs_own: str = "") -> Iterator[BenchCluster]:
+    """The cluster that the options name, or one of its own: brokers and data are gone afterwards, however this ends.
+
+    `needs_own` says why a running cluster will not do. Raises RefusedError then.
+    """
+    prefix = f"bench-{os.getpid()}-{time.time_ns() // 1_000_000 % 10**9}"
+    if options.bootstrap is not None or options.profile is not None:
+        if needs_own:
+            raise RefusedError(f"this needs a cluster of its own: {needs_own}", code="usage", hint="leave --bootstrap and --profile out")
+        if options.set or options.brokers:
+            raise RefusedError("--brokers and --set are for a cluster of its own", code="usage", hint="leave them or --bootstrap out")
+        cluster = BenchCluster(str(find_bootstrap(flag=options.bootstrap, profile=options.profile)), None, prefix)
+        try:
+            yield cluster
+        finally:
+            cluster.forget_all()
+        return
+    brokers = options.brokers or BROKERS
+    if options.data:
+        Path(options.data).mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="streamq-bench-", dir=options.data)).absolute()
+    warden = start_warden(directory)
+    try:
+        local = LocalCluster.open_or_found(
+            directory / CLUSTER, brokers=brokers, port=free_ports(brokers), settings=settings_lines(options.set)
+        )
+        local.start()
+        yield BenchCluster(local.bootstrap, local, prefix)
+    finally:
+        assert warden.stdin is not None
+        warden.stdin.close()
+        with contextlib.suppress(KeyboardInterrupt):  # one more Ctrl-C changes nothing: it is being removed
+            warden.wait()
+        if directory.exists():
+            note(f"could not remove {directory}")
+            shutil.rmtree(directory, ignore_errors=True)
