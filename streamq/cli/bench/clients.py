@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -16,11 +16,13 @@ from typing import Final, Self
 import msgspec
 
 import streamq
-from streamq.cli.bench.budget import Budget
 from streamq.cli.bench.plan import Outcome, Plan
-from streamq.model.errors import StreamqError, UnavailableError, error_of
+from streamq.model.errors import UnavailableError, error_of
 
-__all__ = ["Client", "run_together"]
+__all__ = ["Client", "Look", "run_together"]
+
+Look = Callable[[], None]
+"""Called several times a second while something is waited for; what it raises ends the wait."""
 
 READY_TIMEOUT_S: Final = 120.0
 GRACE_S: Final = 120.0
@@ -64,7 +66,7 @@ class Client:
 
     def wait_ready(self) -> None:
         """Until the load is about to be measured. Raises what the client failed with."""
-        row = self._next_row(time.monotonic() + READY_TIMEOUT_S + self.plan.warm_up_s, None)
+        row = self._next_row(time.monotonic() + READY_TIMEOUT_S + self.plan.warm_up_s, lambda: None)
         assert "ready" in row
 
     def go(self) -> None:
@@ -74,25 +76,28 @@ class Client:
         """Tells a steady load that it is enough."""
         self._tell("stop")
 
-    def outcome(self, budget: Budget, *, timeout_s: float | None = None) -> Outcome:
-        """Waits for it. Raises what the client failed with, UnavailableError when it takes far too long, or what `budget` raises."""
-        limit = self.plan.seconds + GRACE_S + self.plan.settle_s if timeout_s is None else timeout_s
-        return msgspec.convert(self._next_row(time.monotonic() + limit, budget), Outcome)
+    def outcome(self, look: Look) -> Outcome:
+        """Waits for it. Raises what the client failed with, UnavailableError when it takes far too long, or what `look` raises."""
+        limit = self.plan.seconds + GRACE_S + self.plan.settle_s
+        return msgspec.convert(self._next_row(time.monotonic() + limit, look), Outcome)
 
-    def _next_row(self, deadline: float, budget: Budget | None) -> dict[str, object]:
+    def check(self) -> None:
+        """Raises what the client failed with, if it has."""
+        with contextlib.suppress(queue.Empty):
+            line = self._lines.get(block=False)
+            self._lines.put(line)  # an outcome came early, and is asked for later
+            _row_of(line)
+
+    def _next_row(self, deadline: float, look: Look) -> dict[str, object]:
         while True:
-            if budget is not None:
-                budget.check()
+            look()
             try:
                 line = self._lines.get(timeout=LOOK_S)
                 break
             except queue.Empty:
                 if time.monotonic() > deadline:
                     raise UnavailableError("the measuring client does not come to an end", code="timed_out") from None
-        row: dict[str, object] = json.loads(line) if line else {"code": "failed", "message": "the measuring client died", "hint": ""}
-        if "code" in row:
-            raise _failure(row)
-        return row
+        return _row_of(line)
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -107,11 +112,14 @@ class Client:
         self._lines.put("")
 
 
-def _failure(row: dict[str, object]) -> StreamqError:
-    return error_of(str(row["code"]), str(row["message"]), hint=str(row["hint"]))
+def _row_of(line: str) -> dict[str, object]:
+    row: dict[str, object] = json.loads(line) if line else {"code": "failed", "message": "the measuring client died", "hint": ""}
+    if "code" in row:
+        raise error_of(str(row["code"]), str(row["message"]), hint=str(row["hint"]))
+    return row
 
 
-def run_together(plans: Sequence[Plan], budget: Budget) -> list[Outcome]:
+def run_together(plans: Sequence[Plan], look: Look) -> list[Outcome]:
     """A process a plan; what is measured begins at the same time."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(plan)) for plan in plans]
@@ -119,4 +127,4 @@ def run_together(plans: Sequence[Plan], budget: Budget) -> list[Outcome]:
             client.wait_ready()
         for client in clients:
             client.go()
-        return [client.outcome(budget) for client in clients]
+        return [client.outcome(look) for client in clients]

@@ -3,10 +3,9 @@
 import argparse
 import contextlib
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,9 +18,9 @@ from streamq.cli.processes import find_process
 from streamq.cli.settings import bootstrap_of, find_bootstrap
 from streamq.cli.topic import topic_request
 from streamq.model.errors import RefusedError, StreamqError
-from streamq.model.messages import DeleteTopic, Ok, TopicCreated
+from streamq.model.messages import DeleteTopic, DescribePartition, Ok, PartitionDescription, TopicCreated
 
-__all__ = ["BenchCluster", "bench_cluster"]
+__all__ = ["FLUSHED_AFTER_S", "BenchCluster", "bench_cluster", "drop_pages"]
 
 BROKERS: Final = 3
 ADMIN_TIMEOUT_S: Final = 60.0
@@ -99,19 +98,34 @@ class BenchCluster:
         """What its own brokers have on the disk, all in all."""
         return 0 if self.local is None else bytes_below(self.local.directory)
 
-    def drop_pages(self) -> None:
-        """Has the system forget what it keeps in memory of the brokers' files, and the brokers as well: they are started anew."""
+    def start_cold(self) -> None:
+        """Starts the brokers anew, after the system was told to forget what it keeps in memory of their files."""
         time.sleep(FLUSHED_AFTER_S)
         self.own.stop()
-        for path in self.own.directory.rglob("*"):
-            if path.is_file():
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fdatasync(descriptor)
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                finally:
-                    os.close(descriptor)
+        drop_pages(self.own.directory)
         self.own.start()
+
+    def sequencer(self, topic: str, partition: int) -> str:
+        """The broker that is it now, by a quorum read of the register."""
+        return self.epoch(topic, partition)[1]
+
+    def epoch(self, topic: str, partition: int) -> tuple[int, str]:
+        """The open epoch and its sequencer."""
+        with self._admin() as admin:
+            segment = admin.ask(DescribePartition(topic, partition), PartitionDescription).register.last
+        return segment.epoch, segment.sequencer
+
+
+def drop_pages(directory: Path) -> None:
+    """Has the system forget what it keeps in memory of the files below; what is not on the disk yet goes there first."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 def bytes_below(directory: Path) -> int:
@@ -125,23 +139,33 @@ def bytes_below(directory: Path) -> int:
 
 
 @contextlib.contextmanager
-def bench_cluster(options: argparse.Namespace, *, needs_own: str = "") -> Iterator[BenchCluster]:
+def bench_cluster(
+    options: argparse.Namespace, *, needs_own: str = "", start: Callable[[LocalCluster], object] = LocalCluster.start
+) -> Iterator[BenchCluster]:
     """The cluster that the options name, or one of its own: brokers and data are gone afterwards, however this ends.
 
-    `needs_own` says why a running cluster will not do. Raises RefusedError then.
+    `needs_own` says why a running cluster will not do. Raises RefusedError then. `start` starts the brokers of its own.
     """
     prefix = f"bench-{os.getpid()}-{time.time_ns() // 1_000_000 % 10**9}"
-    if options.bootstrap is not None or options.profile is not None:
-        if needs_own:
-            raise RefusedError(f"this needs a cluster of its own: {needs_own}", code="usage", hint="leave --bootstrap and --profile out")
-        if options.set or options.brokers:
-            raise RefusedError("--brokers and --set are for a cluster of its own", code="usage", hint="leave them or --bootstrap out")
-        cluster = BenchCluster(str(find_bootstrap(flag=options.bootstrap, profile=options.profile)), None, prefix)
-        try:
-            yield cluster
-        finally:
-            cluster.forget_all()
+    if options.bootstrap is None and options.profile is None:
+        with _own_cluster(options, start) as local:
+            yield BenchCluster(local.bootstrap, local, prefix)
         return
+    if needs_own:
+        raise RefusedError(f"this needs a cluster of its own: {needs_own}", code="usage", hint="leave --bootstrap and --profile out")
+    if options.set or options.brokers or options.data:
+        raise RefusedError(
+            "--brokers, --set and --data are for a cluster of its own", code="usage", hint="leave them out, or --bootstrap and --profile"
+        )
+    cluster = BenchCluster(str(find_bootstrap(flag=options.bootstrap, profile=options.profile)), None, prefix)
+    try:
+        yield cluster
+    finally:
+        cluster.forget_all()
+
+
+@contextlib.contextmanager
+def _own_cluster(options: argparse.Namespace, start: Callable[[LocalCluster], object]) -> Iterator[LocalCluster]:
     brokers = options.brokers or BROKERS
     if options.data:
         Path(options.data).mkdir(parents=True, exist_ok=True)
@@ -151,13 +175,12 @@ def bench_cluster(options: argparse.Namespace, *, needs_own: str = "") -> Iterat
         local = LocalCluster.open_or_found(
             directory / CLUSTER, brokers=brokers, port=free_ports(brokers), settings=settings_lines(options.set)
         )
-        local.start()
-        yield BenchCluster(local.bootstrap, local, prefix)
+        start(local)
+        yield local
     finally:
         assert warden.stdin is not None
         warden.stdin.close()
         with contextlib.suppress(KeyboardInterrupt):  # one more Ctrl-C changes nothing: it is being removed
             warden.wait()
         if directory.exists():
-            note(f"could not remove {directory}")
-            shutil.rmtree(directory, ignore_errors=True)
+            note(f"{directory} could not be removed")

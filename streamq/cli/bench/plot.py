@@ -1,12 +1,60 @@
-"""Throughput and latency over time, drawn as SVG."""
+"""`--plot FILE`: throughput and latency over time. SVG is written as it is; PNG needs the extra `plot`, which renders it."""
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from streamq.cli.bench.chart import Line, Mark, Panel, chart
 from streamq.cli.bench.plan import Sample
+from streamq.model.errors import RefusedError
 
-__all__ = ["write_plot"]
+__all__ = ["check_plot", "write_plot"]
 
 
-def write_plot(path: Path, series: Sequence[tuple[str, Sequence[Sample]]]) -> None:
-    raise NotImplementedError
+def check_plot(path: str | None) -> None:
+    """Before anything is measured: raises RefusedError for a PNG that nothing here can draw, OSError for a file that cannot be written."""
+    if path is None:
+        return
+    if path.endswith(".png"):
+        _renderer()
+    with open(path, "ab"):
+        pass
+
+
+def write_plot(
+    path: Path,
+    title: str,
+    series: Sequence[tuple[str, Sequence[Sample]]],
+    *,
+    more: Sequence[Panel] = (),
+    marks: Sequence[Mark] = (),
+) -> None:
+    """A panel with the throughput of all series, one with their latencies if there are any, and `more`."""
+    rates = [Line(name, [(sample.at_s, sample.records_per_s) for sample in samples]) for name, samples in series]
+    latencies = [line for name, samples in series for line in _latencies(name, samples)]
+    panels = [Panel("records/s", rates)]
+    if drawn := [line for line in latencies if line.points]:
+        panels.append(Panel("latency, ms", drawn))
+    text = chart(title, [*panels, *more], marks)
+    if path.suffix == ".png":
+        path.write_bytes(_renderer().svg_to_bytes(svg_string=text))
+    else:
+        path.write_text(text, encoding="utf-8")
+
+
+def _latencies(name: str, samples: Sequence[Sample]) -> list[Line]:
+    """Intervals in which nothing was measured have no point."""
+    return [
+        Line(f"{name} p50".strip(), [(sample.at_s, sample.p50_ms) for sample in samples if sample.p50_ms]),
+        Line(f"{name} p99".strip(), [(sample.at_s, sample.p99_ms) for sample in samples if sample.p99_ms]),
+    ]
+
+
+def _renderer() -> Any:
+    try:
+        return importlib.import_module("resvg_py")
+    except ImportError:
+        raise RefusedError(
+            "PNG needs the extra `plot`", code="usage", hint="pip install 'streamq[plot]', or write an .svg, which needs nothing"
+        ) from None

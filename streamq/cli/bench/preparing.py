@@ -42,7 +42,7 @@ def fill_topic(options: argparse.Namespace, cluster: BenchCluster, topic: str, s
         load="fill", bootstrap=cluster.bootstrap, topic=topic, records=records, record_bytes=options.record_bytes,
         raw_bytes=FILL_BATCH_BYTES, window=FILL_WINDOW, seconds=stored_bytes / 20e6,
     )  # fmt: skip
-    run_together([plan], budget)
+    run_together([plan], budget.check)
     time.sleep(FLUSHED_AFTER_S)
 
 
@@ -60,6 +60,6 @@ def fill_records(options: argparse.Namespace, cluster: BenchCluster, budget: Bud
         record_bytes=options.record_bytes, payload=options.payload, seed=options.seed, compression=compression, level=level,
         batch_bytes=options.batch_bytes, window=FILL_WINDOW, seconds=options.records / 100_000,
     )  # fmt: skip
-    run_together([plan], budget)
+    run_together([plan], budget.check)
     time.sleep(FLUSHED_AFTER_S)
     return topic

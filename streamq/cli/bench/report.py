@@ -48,7 +48,7 @@ def summary_of(rows: Sequence[Row]) -> Row:
         values = [row.get(key) for row in rows]
         if isinstance(value, Mapping):
             values = [max(one.values(), default=None) if isinstance(one, Mapping) else None for one in values]
-        numbers = [one for one in values if isinstance(one, (int, float))]
+        numbers = [one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
         if len(numbers) == len(rows) and key not in ("run",):
             spreads[key] = spread(numbers)
     return spreads

@@ -9,7 +9,7 @@ from streamq.cli.bench.budget import Budget
 from streamq.cli.bench.clients import run_together
 from streamq.cli.bench.cluster import BenchCluster, bench_cluster
 from streamq.cli.bench.plan import Outcome, Plan
-from streamq.cli.bench.plot import write_plot
+from streamq.cli.bench.plot import check_plot, write_plot
 from streamq.cli.bench.preparing import fill_records, fill_stored, prime_topic
 from streamq.cli.bench.report import Row, figures_of, print_run, print_summary
 from streamq.cli.produce import parse_compression
@@ -55,10 +55,11 @@ def repeat(options: argparse.Namespace, run: Callable[[int], list[tuple[Plan, Ou
     for load in rows:
         print_summary(rows[load], as_json=as_json, about=f"{load}, {ABOUT}")
     if options.plot:
-        write_plot(Path(options.plot), [(plan.load, outcome.series) for plan, outcome in measured])
+        write_plot(Path(options.plot), f"streamq bench, {', '.join(rows)}", [(plan.load, outcome.series) for plan, outcome in measured])
 
 
 def produce(options: argparse.Namespace) -> int:
+    check_plot(options.plot)
     if options.raw and (options.rate or options.records or options.payload):
         raise RefusedError("--raw sends as much as goes in for --seconds", code="usage", hint="leave --rate, --records and --payload out")
     with bench_cluster(options) as cluster:
@@ -73,7 +74,7 @@ def produce(options: argparse.Namespace) -> int:
                 plan = plan_of(options, cluster, topic, load="raw", raw_bytes=options.raw, window=window, settle_s=SETTLE_S)
             else:
                 plan = plan_of(options, cluster, topic, settle_s=SETTLE_S)
-            outcomes = run_together([plan], budget)
+            outcomes = run_together([plan], budget.check)
             if number < options.runs:
                 cluster.remove_topics()
             return [(plan, outcomes[0])]
@@ -83,6 +84,7 @@ def produce(options: argparse.Namespace) -> int:
 
 
 def latency(options: argparse.Namespace) -> int:
+    check_plot(options.plot)
     with bench_cluster(options) as cluster:
         budget = budget_of(options, cluster)
         topic = cluster.create_topic(options.partitions)
@@ -90,13 +92,14 @@ def latency(options: argparse.Namespace) -> int:
 
         def run(number: int) -> list[tuple[Plan, Outcome]]:
             plan = plan_of(options, cluster, topic, load="latency")
-            return [(plan, run_together([plan], budget)[0])]
+            return [(plan, run_together([plan], budget.check)[0])]
 
         repeat(options, run)
     return 0
 
 
 def fan_in(options: argparse.Namespace) -> int:
+    check_plot(options.plot)
     with bench_cluster(options) as cluster:
         budget = budget_of(options, cluster)
         topic = cluster.create_topic(options.partitions)
@@ -109,13 +112,14 @@ def fan_in(options: argparse.Namespace) -> int:
                 plan = plan_of(options, cluster, topic, load="fan-in", tasks=options.producers, producers=options.producers)
             else:
                 plan = plan_of(options, cluster, topic, load="fan-in", tasks=options.tasks)
-            return [(plan, run_together([plan], budget)[0])]
+            return [(plan, run_together([plan], budget.check)[0])]
 
         repeat(options, run)
     return 0
 
 
 def consume(options: argparse.Namespace) -> int:
+    check_plot(options.plot)
     if options.from_disk and (options.while_producing or options.seeks):
         raise RefusedError("--from-disk is for reading alone", code="usage", hint="leave --while-producing and --seeks out")
     if options.while_producing and options.seeks:
@@ -126,7 +130,7 @@ def consume(options: argparse.Namespace) -> int:
 
         def run(number: int) -> list[tuple[Plan, Outcome]]:
             if options.from_disk:
-                cluster.drop_pages()
+                cluster.start_cold()
             if options.seeks:
                 plans = [plan_of(options, cluster, topic, load="seek")]
             elif options.while_producing:
@@ -137,7 +141,7 @@ def consume(options: argparse.Namespace) -> int:
             else:
                 warm_up = 0.0 if options.from_disk else options.warm_up
                 plans = [plan_of(options, cluster, topic, load="consume", warm_up_s=warm_up)]
-            return list(zip(plans, run_together(plans, budget), strict=True))
+            return list(zip(plans, run_together(plans, budget.check), strict=True))
 
         repeat(options, run)
     return 0

@@ -5,6 +5,7 @@ in   an empty line: go   out  an Outcome, or {"code", "message", "hint"} and exi
 """
 
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -15,10 +16,13 @@ import trio
 from streamq.cli.bench import consuming, producing, steady, thin_client
 from streamq.cli.bench.meter import Meter, Ready
 from streamq.cli.bench.plan import Plan
+from streamq.cli.output import EXIT_FAILED, EXIT_INTERRUPTED
 from streamq.model.errors import StreamqError
 
 __all__ = ["main"]
 
+STDIN: Final = 0
+READ_BYTES: Final = 1 << 16
 LOADS: Final[dict[str, Callable[[Plan, Meter, Ready], Awaitable[None]]]] = {
     "produce": producing.produce,
     "latency": producing.latency,
@@ -33,33 +37,60 @@ LOADS: Final[dict[str, Callable[[Plan, Meter, Ready], Awaitable[None]]]] = {
 }
 
 
+class _Orders:
+    """Lines from the process that started this one, which has gone when they end."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def first(self) -> bytes:
+        while b"\n" not in self._rest:
+            self._rest += self._read()
+        return self._take()
+
+    async def next(self) -> bytes:
+        while b"\n" not in self._rest:
+            await trio.lowlevel.wait_readable(STDIN)
+            self._rest += self._read()
+        return self._take()
+
+    def _read(self) -> bytes:
+        received = os.read(STDIN, READ_BYTES)
+        if not received:
+            raise KeyboardInterrupt
+        return received
+
+    def _take(self) -> bytes:
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
 def main() -> int:
-    plan = msgspec.json.decode(sys.stdin.readline(), type=Plan)
+    orders = _Orders()
     try:
+        plan = msgspec.json.decode(orders.first(), type=Plan)
         meter = Meter(plan)
-        trio.run(_run, plan, meter)
-    except KeyboardInterrupt:
-        return 130
+        trio.run(_run, plan, meter, orders)
     except BaseException as error:
-        print(json.dumps(_in_words(error)), flush=True)
-        return 1
+        reason = _first(error)
+        if isinstance(reason, KeyboardInterrupt):
+            return EXIT_INTERRUPTED
+        print(json.dumps(_in_words(reason)), flush=True)
+        return EXIT_FAILED
     print(msgspec.json.encode(meter.outcome).decode(), flush=True)
     return 0
 
 
-async def _run(plan: Plan, meter: Meter) -> None:
-    async def next_line() -> None:
-        await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-
-    async def watch_for_the_end() -> None:
-        await next_line()
+async def _run(plan: Plan, meter: Meter, orders: _Orders) -> None:
+    async def watch() -> None:
+        await orders.next()
         meter.stop.set()
+        await orders.next()
 
     async def ready() -> None:
         print('{"ready":true}', flush=True)
-        await next_line()
-        if plan.load == "steady":
-            nursery.start_soon(watch_for_the_end)
+        await orders.next()
+        nursery.start_soon(watch)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(meter.sample)
@@ -67,10 +98,19 @@ async def _run(plan: Plan, meter: Meter) -> None:
         nursery.cancel_scope.cancel()
 
 
+def _first(error: BaseException) -> BaseException:
+    """What a group is about: an interrupt, an error of ours, or the first that is no cancellation."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [_first(one) for one in error.exceptions]
+    for kind in (KeyboardInterrupt, StreamqError, Exception):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
 def _in_words(error: BaseException) -> dict[str, str]:
-    while isinstance(error, BaseExceptionGroup):
-        errors = [one for one in error.exceptions if not isinstance(one, trio.Cancelled)]
-        error = next((one for one in errors if isinstance(one, StreamqError)), errors[0])
     if isinstance(error, StreamqError):
         return {"code": error.code, "message": error.message, "hint": error.hint}
     return {"code": "failed", "message": f"the measuring client failed: {type(error).__name__}: {error}", "hint": ""}
