@@ -26,7 +26,7 @@ async def consume(plan: Plan, meter: Meter, ready: Ready) -> None:
     reading = _Reading(plan, meter, host)
     meter.records, meter.wire_bytes = (lambda: reading.records), (lambda: host.received_bytes)
     await ready()
-    meter.begin()
+    await meter.begin()
     await reading.run(records=plan.records, seconds=plan.seconds)
     await meter.end(raw_bytes_per_record=reading.bytes_per_record)
 
@@ -70,7 +70,7 @@ async def seek(plan: Plan, meter: Meter, ready: Ready) -> None:
         span = range(tip.start_offset, tip.high_watermark)
         first, last = await _record_at(consumer, plan.topic, span[0]), await _record_at(consumer, plan.topic, span[-1])
         await ready()
-        meter.begin()
+        await meter.begin()
         for _ in range(plan.seeks):
             if plan.by == "offset":
                 wanted = draw.choice(span)
@@ -106,7 +106,7 @@ async def verify(plan: Plan, meter: Meter, ready: Ready) -> None:
     next_numbers = [0] * plan.partitions
     meter.records = lambda: sum(next_numbers)
     await ready()
-    meter.begin()
+    await meter.begin()
     async with Consumer(plan.bootstrap, topics=[plan.topic]) as consumer:
         tips = [(await consumer.tip(plan.topic, partition)).high_watermark for partition in range(plan.partitions)]
         left = sum(tips)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
+import msgspec
 import trio
 
 from streamq.cli.bench.histogram import Histogram
 from streamq.cli.bench.plan import Outcome, Plan, Sample
-from streamq.cli.bench.usage import CLIENT, Reading, read_process, usage_since
+from streamq.cli.bench.usage import CLIENT, Reading, disk_written_bytes, read_process, usage_since
 
 __all__ = ["Meter", "Ready"]
 
@@ -46,9 +47,11 @@ class Meter:
         self._begun_at = 0.0
         self._begun_cpu_s = 0.0
         self._begun = (0, 0)
+        self._begun_disk: int | None = None
         self._outcome: Outcome | None = None
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
+        self._begun_disk = await self._disk_bytes()
         self._readings = {name: reading for name, pid in self._pids.items() if (reading := read_process(pid)) is not None}
         self._begun = (self.records(), self.wire_bytes())
         self.latencies, self._recent = Histogram(), Histogram()
@@ -65,18 +68,12 @@ class Meter:
         seconds = time.perf_counter() - self._begun_at
         cpu_s = time.process_time() - self._begun_cpu_s
         records, wire = self.records() - self._begun[0], self.wire_bytes() - self._begun[1]
-        before = {row.process: row for row in usage_since(self._readings, self._pids)}
-        await trio.sleep(self._plan.settle_s)
-        after = {row.process: row for row in usage_since(self._readings, self._pids)}
         usage = tuple(
-            type(row)(
-                process=name,
-                cpu_s=round(cpu_s, 3) if name == CLIENT else row.cpu_s,
-                peak_bytes=row.peak_bytes,
-                written_bytes=after.get(name, row).written_bytes,
-            )
-            for name, row in before.items()
+            msgspec.structs.replace(row, cpu_s=round(cpu_s, 3)) if row.process == CLIENT else row
+            for row in usage_since(self._readings, self._pids)
         )
+        await trio.sleep(self._plan.settle_s)
+        disk = await self._disk_bytes()
         self._outcome = Outcome(
             seconds=seconds,
             records=records,
@@ -85,11 +82,19 @@ class Meter:
             latencies=self.latencies.count,
             latency=dict(self.latencies.summary()) if self.latencies.count else {},
             usage=usage,
+            disk_bytes=None if disk is None or self._begun_disk is None else disk - self._begun_disk,
             series=tuple(self._series),
             more=self.more,
             acked=self.acked,
             gaps=tuple(self.gaps),
         )
+
+    async def _disk_bytes(self) -> int | None:
+        """After everything that was written before is on the disk."""
+        if not self._plan.data_directory:
+            return None
+        await trio.to_thread.run_sync(os.sync)
+        return disk_written_bytes(self._plan.data_directory)
 
     @property
     def outcome(self) -> Outcome:

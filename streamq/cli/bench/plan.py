@@ -17,7 +17,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     partitions: int = 1
     pids: dict[str, int] = {}
-    """Processes of brokers on this machine, by id: their CPU time, memory and writes are measured."""
+    """Processes of brokers on this machine, by id: their CPU time and memory are measured."""
+    data_directory: str = ""
+    """Where these brokers keep their data: what goes to its disk is counted."""
     record_bytes: int = 100
     payload: str = ""
     """A file whose lines are the records; empty: made up."""
@@ -54,8 +56,6 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     process: str
     cpu_s: float
     peak_bytes: int | None
-    written_bytes: int | None
-    """What it had the system write to disks."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +78,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How many the percentiles are of; 0: there are none."""
     latency: dict[str, float] = {}
     usage: tuple[Usage, ...] = ()
+    disk_bytes: int | None = None
+    """What was written to the brokers' disk, by whomever, until all of it was there. None: not known."""
     series: tuple[Sample, ...] = ()
     more: dict[str, float] = {}
     """Figures of this load alone, with their units in their names."""

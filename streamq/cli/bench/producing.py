@@ -74,7 +74,7 @@ async def produce(plan: Plan, meter: Meter, ready: Ready) -> None:
             await feed.run(_End(records=0, seconds=plan.warm_up_s))
             await producer.flush()
         await ready()
-        meter.begin()
+        await meter.begin()
         await feed.run(_End(records=plan.records, seconds=plan.seconds))
         await producer.flush()
         meter.more["retries"] = producer.stats.retries
@@ -140,7 +140,7 @@ async def latency(plan: Plan, meter: Meter, ready: Ready) -> None:
         warm_up = max(plan.warm_up_s, 0.05)
         await run(plan, meter, producer, values, records=0, seconds=warm_up)
         await ready()
-        meter.begin()
+        await meter.begin()
         await run(plan, meter, producer, values, records=plan.records, seconds=plan.seconds)
         await meter.end(raw_bytes_per_record=sum(map(len, values)) / len(values))
 
@@ -225,6 +225,6 @@ async def fan_in(plan: Plan, meter: Meter, ready: Ready) -> None:
         producers = [await stack.enter_async_context(producer_of(plan, host)) for _ in range(plan.producers)]
         await all_for(max(plan.warm_up_s, 0.05))
         await ready()
-        meter.begin()
+        await meter.begin()
         await all_for(plan.seconds)
         await meter.end(raw_bytes_per_record=sum(map(len, values)) / len(values))

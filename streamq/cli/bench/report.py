@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from streamq.cli.bench.plan import Outcome, Plan
-from streamq.cli.bench.usage import CLIENT
 from streamq.cli.output import count, json_line
 
 __all__ = ["figures_of", "print_run", "print_summary", "spread"]
@@ -31,9 +30,8 @@ def figures_of(plan: Plan, outcome: Outcome) -> Row:
         figures["cpu_s"] = {row.process: row.cpu_s for row in outcome.usage}
         figures["records_per_cpu_s"] = round(outcome.records / cpu_s) if cpu_s else None
         figures["peak_MiB"] = {row.process: round(row.peak_bytes / (1 << 20), 1) for row in outcome.usage if row.peak_bytes is not None}
-        written = {row.process: row.written_bytes for row in outcome.usage if row.written_bytes is not None and row.process != CLIENT}
-        if plan.load in ("produce", "raw", "fill", "steady", "fan-in", "connections") and outcome.wire_bytes and written:
-            figures["written_per_byte"] = {process: round(value / outcome.wire_bytes, 3) for process, value in written.items()}
+        if plan.settle_s and outcome.disk_bytes is not None and outcome.wire_bytes:
+            figures["disk_bytes_per_wire_byte"] = round(outcome.disk_bytes / outcome.wire_bytes / max(1, len(plan.pids)), 3)
     return figures
 
 

@@ -34,7 +34,7 @@ async def steady(plan: Plan, meter: Meter, ready: Ready) -> None:
         lanes = [_PartitionLoad(plan, meter, producer, index, values) for index in range(plan.partitions)]
         meter.records, meter.wire_bytes = (lambda: sum(lane.acked for lane in lanes)), (lambda: host.sent_bytes)
         await ready()
-        meter.begin()
+        await meter.begin()
         begun = time.perf_counter()
         async with trio.open_nursery() as nursery:
             for lane in lanes:

@@ -211,7 +211,7 @@ async def _pump(plan: Plan, meter: Meter, ready: Ready, links: list[ThinLink], b
     await pump.run(seconds=max(plan.warm_up_s, 0.05))
     await ready()
     before = pump.batches
-    meter.begin()
+    await meter.begin()
     await pump.run(seconds=plan.seconds)
     await meter.end(raw_bytes_per_record=batches[0].header.raw_bytes / batches[0].header.records)
     meter.outcome.more["batches_per_s"] = round((pump.batches - before) / meter.outcome.seconds, 1)
@@ -251,6 +251,6 @@ async def fill(plan: Plan, meter: Meter, ready: Ready) -> None:
         pump = _Pump(links, batches, plan.window, meter)
         meter.records, meter.wire_bytes = (lambda: pump.records), (lambda: pump.bytes)
         await ready()
-        meter.begin()
+        await meter.begin()
         await pump.run(seconds=0.0, batches=count)
         await meter.end(raw_bytes_per_record=batches[0].header.raw_bytes / batches[0].header.records)

@@ -1,4 +1,4 @@
-"""CPU time, memory and writes of processes, from /proc; nothing where there is none."""
+"""CPU time and memory of processes and writes of a disk, from /proc and /sys; nothing where there are none."""
 
 import os
 import re
@@ -8,17 +8,17 @@ from typing import Final, NamedTuple
 
 from streamq.cli.bench.plan import Usage
 
-__all__ = ["CLIENT", "Reading", "read_process", "usage_since"]
+__all__ = ["CLIENT", "Reading", "disk_written_bytes", "read_process", "usage_since"]
 
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 CLIENT: Final = "client"
+SECTOR_BYTES: Final = 512
 
 
 class Reading(NamedTuple):
     cpu_s: float
     rss_bytes: int | None
     peak_bytes: int | None
-    written_bytes: int | None
 
 
 def read_process(pid: int) -> Reading | None:
@@ -30,15 +30,10 @@ def read_process(pid: int) -> Reading | None:
     except OSError:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()
-    try:
-        written = re.search(r"^write_bytes: (\d+)", (place / "io").read_text(), re.MULTILINE)
-    except OSError:  # another user's
-        written = None
     return Reading(
         cpu_s=(int(fields[11]) + int(fields[12])) / TICKS_PER_S,
         rss_bytes=_kib(status, "VmRSS"),
         peak_bytes=_kib(status, "VmHWM"),
-        written_bytes=int(written[1]) if written else None,
     )
 
 
@@ -49,16 +44,27 @@ def usage_since(begun: Mapping[str, Reading], pids: Mapping[str, int]) -> tuple[
         now = read_process(pids[name])
         if now is None:
             continue
-        has_writes = now.written_bytes is not None and before.written_bytes is not None
         rows.append(
             Usage(
                 process=name,
                 cpu_s=round(now.cpu_s - before.cpu_s, 3),
                 peak_bytes=now.peak_bytes,
-                written_bytes=(now.written_bytes or 0) - (before.written_bytes or 0) if has_writes else None,
             )
         )
     return tuple(rows)
+
+
+def disk_written_bytes(directory: str) -> int | None:
+    """What was ever written to the disk that holds the directory, by whomever; None where the system does not tell.
+
+    A process's own `write_bytes` is no measure: it counts a whole folio of the page cache for each write to a part of one.
+    """
+    try:
+        device = os.stat(directory).st_dev
+        fields = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+    except OSError:
+        return None
+    return int(fields[6]) * SECTOR_BYTES
 
 
 def _kib(status: str, key: str) -> int | None:

@@ -69,11 +69,12 @@ def produce(options: argparse.Namespace) -> int:
         def run(number: int) -> list[tuple[Plan, Outcome]]:
             topic = cluster.create_topic(options.partitions)
             prime_topic(cluster, topic, options.partitions)
+            counted = {"settle_s": SETTLE_S, "data_directory": str(cluster.local.directory)} if cluster.local is not None else {}
             if options.raw:
                 window = options.window or max(1, min(RAW_WINDOW_MAX, RAW_WINDOW_BYTES // options.raw))
-                plan = plan_of(options, cluster, topic, load="raw", raw_bytes=options.raw, window=window, settle_s=SETTLE_S)
+                plan = plan_of(options, cluster, topic, load="raw", raw_bytes=options.raw, window=window, **counted)
             else:
-                plan = plan_of(options, cluster, topic, settle_s=SETTLE_S)
+                plan = plan_of(options, cluster, topic, **counted)
             outcomes = run_together([plan], budget.check)
             if number < options.runs:
                 cluster.remove_topics()
