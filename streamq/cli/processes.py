@@ -71,9 +71,10 @@ def find_process(directory: Path) -> ProcessRef | None:
 
 
 def read_state(reference: ProcessRef) -> ProcessState:
-    """A process that has ended and waits to be collected by its parent is gone."""
+    """A process that has ended and waits to be collected by its parent is gone, unless a thread of it is left: one that is killed while it
+    syncs goes on until the disk answers, and the process keeps its ports and locks until then."""
     started, state = _look_at(reference.pid)
-    if not started or started != reference.started or state in "ZX":
+    if not started or started != reference.started or (state in "ZX" and not _has_threads(reference.pid)):
         return "gone"
     return "paused" if state in "Tt" else "running"
 
@@ -113,6 +114,14 @@ def _look_at(pid: int) -> tuple[str, str]:
         return ("", "") if Path("/proc/self/stat").exists() else _ask_ps(pid)
     fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may contain anything
     return fields[19].decode(), fields[0].decode()
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether others than the first are left."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def _ask_ps(pid: int) -> tuple[str, str]:

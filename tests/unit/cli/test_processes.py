@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,34 @@ def test_a_process_is_followed_through_its_states(sleeper: subprocess.Popen[byte
     assert send_signal(reference, signal.SIGKILL)
     assert wait_gone(reference, timeout_s=5)  # although nobody has collected it yet
     assert find_process(tmp_path) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads of other processes are seen in /proc")
+def test_a_process_is_there_as_long_as_one_of_its_threads_is() -> None:
+    """Killed in the middle of a sync, a broker holds its port until the disk has answered; its first thread ends before."""
+    script = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('ready', flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        reference = ProcessRef(process.pid, processes._start_time(process.pid))
+        deadline = time.monotonic() + 5
+        while processes._look_at(process.pid)[1] != "Z" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert processes._look_at(process.pid)[1] == "Z", "its first thread has ended"
+        assert read_state(reference) == "running"
+        process.kill()
+        assert wait_gone(reference, timeout_s=5)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def test_a_stale_pid_is_never_signalled(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
