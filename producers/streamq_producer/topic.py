@@ -17,6 +17,8 @@ class Topic:
         self.name = name
         self.lanes = tuple(lanes)
         self._at = first % len(lanes)
+        self.current = self.lanes[self._at]
+        """The lane that records without a key stick to as long as its batch is open."""
 
     def lane_of(self, key: bytes | None, partition: int | None) -> Lane:
         """Raises NotFoundError."""
@@ -30,9 +32,8 @@ class Topic:
         return self.next_lane()
 
     def next_lane(self) -> Lane:
-        lane = self.lanes[self._at]
-        if lane.rows:
-            return lane
+        if self.current.rows:
+            return self.current
         count = len(self.lanes)
         for step in range(1, count + 1):
             at = (self._at + step) % count
@@ -41,4 +42,5 @@ class Topic:
         else:
             at = (self._at + 1) % count
         self._at = at
-        return self.lanes[at]
+        self.current = self.lanes[at]
+        return self.current

@@ -1,6 +1,7 @@
 """The producer over real connections; test_producer_faults.py has what goes wrong."""
 
 import itertools
+import random
 
 import anyio
 import pytest
@@ -76,6 +77,37 @@ def test_batches_are_closed_by_size_and_deliveries_know_their_offsets(backend: s
             assert [value[:3] for value in values(p) if value] == [b"%03d" % i for i in range(100)]
             assert all(batch.header.raw_bytes < 1_200 for batch in p.log)
             assert [batch.header.sequence for batch in p.log] == list(range(len(p.log)))
+
+    run(backend, body)
+
+
+@both
+def test_records_of_all_kinds_in_one_flood_keep_their_order_and_what_they_hold(backend: str) -> None:
+    """A bare value that joins an open batch goes a shorter way than one with a key, headers or a time of its own."""
+
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            (p,) = cluster.create("t")
+            draw = random.Random(4)
+            given: list[tuple[bytes | None, bytes | None, dict[str, bytes] | None]] = []
+            deliveries = []
+            async with Producer(cluster.bootstrap, batch_bytes=1_000) as producer:
+                for i in range(600):
+                    value = None if draw.random() < 0.05 else b"%d " % i + bytes(draw.randrange(120))
+                    key = b"k" if draw.random() < 0.1 else None
+                    headers = {"h": b"%d" % i} if draw.random() < 0.1 else None
+                    time = 7 if draw.random() < 0.1 else None
+                    taken = bytearray(value) if value is not None and draw.random() < 0.1 else value
+                    deliveries.append(await producer.enqueue("t", taken, key=key, headers=headers, timestamp=time))
+                    given.append((value, key, headers))
+                await producer.flush()
+                assert [(await delivery.receipt()).offset for delivery in deliveries] == list(range(600))
+            stored: list[tuple[bytes | None, bytes | None, dict[str, bytes] | None]] = []
+            for batch in p.log:
+                raw = decompress(batch.payload, compression=batch.header.compression, raw_bytes=batch.header.raw_bytes)
+                stored += [(value, key, headers) for _, key, value, headers in unpack_rows(raw, records=batch.header.records)]
+            assert stored == given
+            assert all(batch.header.raw_bytes < 1_300 for batch in p.log)
 
     run(backend, body)
 
