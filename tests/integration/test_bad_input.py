@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.messages import Hello, Metadata, MetadataView, Open, Produce, Produced, Records, Seal, Subscribe, Welcome
+from streamq.model.messages import Heartbeat, Hello, Metadata, MetadataView, Open, Produce, Produced, Records, Seal, Subscribe, Welcome
 from streamq.model.registers import PartitionRegister
 from streamq.wire.batch_format import encode_batch
 from streamq.wire.framing import PREAMBLE, Frame, FrameReader, encode_frame
@@ -39,6 +40,7 @@ class Raw:
     def __init__(self, cluster: LocalCluster) -> None:
         self.socket = socket.create_connection(("127.0.0.1", cluster.port), timeout=10)
         self.reader = FrameReader()
+        self.arrived: deque[Frame] = deque()
 
     def hello(self) -> "Raw":
         self.send(PREAMBLE, *encode_frame(Hello((1, 1), (), "test"), request=1))
@@ -49,12 +51,16 @@ class Raw:
         self.socket.sendall(b"".join(parts))
 
     def frame(self) -> Frame:
+        """The next one that is no heartbeat: whoever is kept waiting hears those, too."""
         while True:
+            while self.arrived:
+                frame = self.arrived.popleft()
+                if not isinstance(frame.message, Heartbeat):
+                    return frame
             data = self.socket.recv(1 << 16)
             if not data:
                 raise EOFError
-            for frame in self.reader.feed(data):
-                return frame
+            self.arrived.extend(self.reader.feed(data))
 
     def is_closed_by_the_broker(self) -> bool:
         try:

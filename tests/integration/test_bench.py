@@ -1,6 +1,5 @@
 """`streamq bench` in small: each verb's figures agree with each other, and nothing of a benchmark stays behind."""
 
-import contextlib
 import json
 import subprocess
 import tempfile
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.integration.local import LocalCluster, environment, local_cluster
+from tests.integration.local import LocalCluster, environment, local_cluster, wait_until
 
 OWN = ["--set", "journal_file_bytes=16777216"]
 
@@ -124,9 +123,7 @@ def test_an_interrupted_benchmark_takes_its_brokers_and_its_data_with_it() -> No
         place = Path(directory)
         words = LocalCluster(place, 3, 0).command("bench", "latency", "--seconds", "60", "--data", directory, *OWN)
         running = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(timeout=4)
-        assert [path.name.startswith("streamq-bench-") for path in place.iterdir()] == [True]
+        wait_until(lambda: list(place.rglob("broker.log")), timeout_s=30, what="its brokers have been started")
         running.send_signal(2)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=60) == 130
         assert list(place.iterdir()) == []
