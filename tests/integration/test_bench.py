@@ -1,6 +1,7 @@
 """`streamq bench` in small: each verb's figures agree with each other, and nothing of a benchmark stays behind."""
 
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -122,8 +123,14 @@ def test_an_interrupted_benchmark_takes_its_brokers_and_its_data_with_it() -> No
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         words = LocalCluster(place, 3, 0).command("bench", "latency", "--seconds", "60", "--data", directory, *OWN)
-        running = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen(
+            words,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell has its background jobs ignore it
+        )
         wait_until(lambda: list(place.rglob("broker.log")), timeout_s=30, what="its brokers have been started")
-        running.send_signal(2)
+        running.send_signal(signal.SIGINT)
         assert running.wait(timeout=60) == 130
         assert list(place.iterdir()) == []
