@@ -45,7 +45,7 @@ def test_produce_counts_what_was_acked_and_draws_it(cluster: LocalCluster, tmp_p
     first, second, summary = bench(cluster, "produce", "--records", "20000", "--runs", "2", "--warm-up", "0", "--plot", str(plot))
     for row in (first, second):
         assert row["records"] == 20_000
-        assert row["records_per_s"] == pytest.approx(20_000 / row["seconds"], rel=0.02)
+        assert abs(20_000 / row["records_per_s"] - row["seconds"]) < 0.001, "seconds are told in milliseconds"
         assert 0 < row["wire_MB_per_s"] < row["raw_MB_per_s"], "what is sent is compressed"
         assert row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"] <= row["max_ms"]
     rates = sorted((first["records_per_s"], second["records_per_s"]))
@@ -101,7 +101,8 @@ def test_a_budget_that_is_too_small_is_told_first(tmp_path: Path) -> None:
 def test_failover_measures_a_gap_and_reads_everything_back(tmp_path: Path) -> None:
     rows = own_bench(tmp_path, "failover", "--rounds", "1", "--rate", "5000")
     summary = next(row for row in rows if "gap_worst_ms" in row)
-    assert 0 < summary["gap_median_ms"] <= summary["gap_worst_ms"] < 10_000
+    assert summary["records"] > 0
+    assert 0 <= summary["gap_median_ms"] <= summary["gap_worst_ms"] < 10_000, "0: shorter than what is told"
 
 
 def test_restart_waits_until_all_serves_again(tmp_path: Path) -> None:
