@@ -102,7 +102,7 @@ def test_failover_measures_a_gap_and_reads_everything_back(tmp_path: Path) -> No
     rows = own_bench(tmp_path, "failover", "--rounds", "1", "--rate", "5000")
     summary = next(row for row in rows if "gap_worst_ms" in row)
     assert summary["records"] > 0
-    assert 0 <= summary["gap_median_ms"] <= summary["gap_worst_ms"] < 10_000, "0: shorter than what is told"
+    assert 15 <= summary["gap_median_ms"] <= summary["gap_worst_ms"] < 10_000, "a shorter one is told as 15 ms"
 
 
 def test_restart_waits_until_all_serves_again(tmp_path: Path) -> None:

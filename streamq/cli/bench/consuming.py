@@ -3,6 +3,7 @@
 import random
 import time
 from datetime import UTC, datetime
+from typing import Final
 
 import trio
 
@@ -14,7 +15,7 @@ from streamq_consumer import Consumer, Record
 
 __all__ = ["consume", "seek", "verify"]
 
-LOOK: int = 10_000
+LOOK: Final = 10_000
 """Records between two looks at the clock."""
 
 

@@ -20,6 +20,7 @@ from streamq.cli.bench.plan import Outcome, Plan
 from streamq.cli.bench.plot import check_plot, write_plot
 from streamq.cli.bench.preparing import prime_topic
 from streamq.cli.bench.report import figures_of, print_run
+from streamq.cli.bench.steady import GAP_MIN_S
 from streamq.cli.bench.verbs import budget_of, plan_of
 from streamq.cli.local_cluster import LocalCluster
 from streamq.cli.output import note
@@ -48,8 +49,9 @@ class Fault(NamedTuple):
 
 
 def longest_gap_s(gaps: Sequence[tuple[float, float, int]], fault: Fault) -> float:
-    """Of the gaps that were going on, or began, between the fault and its end: the longest. 0 if none was long enough to be told."""
-    return max((until - since for since, until, _ in gaps if until > fault.begun and since < fault.over), default=0.0)
+    """Of the gaps that were going on, or began, between the fault and its end: the longest; `GAP_MIN_S` if there is none, as nothing
+    shorter is kept."""
+    return max((until - since for since, until, _ in gaps if until > fault.begun and since < fault.over), default=GAP_MIN_S)
 
 
 def offered_rate(options: argparse.Namespace, cluster: BenchCluster, look: Callable[[], None]) -> float:
@@ -140,7 +142,7 @@ def _report(options: argparse.Namespace, plan: Plan, outcome: Outcome, faults: S
         "offered_records_per_s": round(plan.rate),
         "gap_median_ms": round(statistics.median(gaps_ms), 1),
         "gap_worst_ms": max(gaps_ms),
-        "gap_otherwise_worst_ms": round(max(others, default=0.0) * 1000, 1),
+        "gap_otherwise_worst_ms": round(max(others, default=GAP_MIN_S) * 1000, 1),
         **figures_of(plan, outcome),
     }
     print_run(summary, as_json=as_json)

@@ -108,12 +108,15 @@ class _Ends:
         if self._seen is None:
             return
         self._seen += sent
-        with contextlib.suppress(StreamqError):
-            for frame in FrameReader().feed(self._seen[len(PREAMBLE) :]):
-                if isinstance(frame.message, Hello):
-                    self.dialler = frame.message.broker
-                self._seen = None
-                return
+        try:
+            first = next(FrameReader().feed(self._seen[len(PREAMBLE) :]), None)
+        except StreamqError:
+            self._seen = None  # whoever this is, the broker will end it
+            return
+        if first is not None:
+            if isinstance(first.message, Hello):
+                self.dialler = first.message.broker
+            self._seen = None
 
 
 async def _forward(switch: _Switch, routes: dict[str, list[int]]) -> None:

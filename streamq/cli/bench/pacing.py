@@ -56,6 +56,9 @@ class Ticker:
         await self._tick.wait()
         self._tick = trio.Event()
 
+    def _set(self) -> None:
+        self._tick.set()
+
     def _run(self, token: trio.lowlevel.TrioToken) -> None:
         due = time.perf_counter()
         while not self._is_over.is_set():
@@ -63,6 +66,6 @@ class Ticker:
             if (delay := due - time.perf_counter()) > 0:
                 time.sleep(delay)
             try:
-                token.run_sync_soon(lambda: self._tick.set(), idempotent=False)
+                token.run_sync_soon(self._set, idempotent=True)
             except trio.RunFinishedError:
                 return

@@ -12,6 +12,7 @@ from streamq.cli.bench.meter import Meter, Ready
 from streamq.cli.bench.pacing import SLICE_S, Schedule, Ticker
 from streamq.cli.bench.payload import values_of
 from streamq.cli.bench.plan import Plan
+from streamq.model.errors import UnavailableError
 from streamq_producer import Delivery, Producer, Receipt
 
 __all__ = ["fan_in", "latency", "prime", "produce", "producer_of"]
@@ -181,7 +182,11 @@ async def _open_loop(plan: Plan, meter: Meter, producer: Producer, values: list[
                 due = min(total, schedule.due_by(time.perf_counter()))
                 waiting += due - sent
                 if waiting > max(WATCHED_MAX, plan.rate):
-                    raise OverloadedError(f"{plan.rate:g} records/s are more than this cluster takes: {waiting} wait for an answer")
+                    raise UnavailableError(
+                        f"{plan.rate:g} records/s are more than this cluster takes: {waiting} wait for an answer",
+                        code="busy",
+                        hint="a lower --rate",
+                    )
                 if plan.rate * SLICE_S <= 1:
                     for number in range(sent, due):
                         nursery.start_soon(watch_one, number)
@@ -191,10 +196,6 @@ async def _open_loop(plan: Plan, meter: Meter, producer: Producer, values: list[
                         nursery.start_soon(watch_many, delivery, sent)
                 sent = due
                 await ticker.wait()
-
-
-class OverloadedError(Exception):
-    """The offered load does not go in."""
 
 
 async def fan_in(plan: Plan, meter: Meter, ready: Ready) -> None:

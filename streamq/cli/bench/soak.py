@@ -21,6 +21,7 @@ from streamq.cli.bench.plan import Outcome, Plan, Sample
 from streamq.cli.bench.plot import check_plot, write_plot
 from streamq.cli.bench.preparing import prime_topic
 from streamq.cli.bench.report import Row, figures_of, print_run
+from streamq.cli.bench.steady import GAP_MIN_S
 from streamq.cli.bench.usage import read_process
 from streamq.cli.bench.verbs import budget_of, plan_of
 
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
             seconds = min(left, _part_seconds(options, cluster, rate))
             plan, outcome = _part(options, cluster, rate, seconds, unrest, look)
             parts.append(outcome)
-            gap_s = max((until - since for since, until, _ in outcome.gaps), default=0.0)
+            gap_s = max((until - since for since, until, _ in outcome.gaps), default=GAP_MIN_S)
             print_run({"part": len(parts), "gap_worst_ms": round(gap_s * 1000, 1), **figures_of(plan, outcome)}, as_json=as_json)
         series = in_a_row(parts)
         print_run(_summary(rate, parts, series, unrest, memory), as_json=as_json)

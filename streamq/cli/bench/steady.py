@@ -17,12 +17,12 @@ from streamq.cli.bench.plan import Plan
 from streamq.cli.bench.producing import producer_of
 from streamq_producer import Delivery, Producer
 
-__all__ = ["NUMBER_BYTES", "steady"]
+__all__ = ["GAP_MIN_S", "NUMBER_BYTES", "steady"]
 
 NUMBER_BYTES: Final = 8
 TICK_S: Final = 0.005
 GAP_MIN_S: Final = 0.015
-"""Shorter times between acks are not kept."""
+"""Shorter times between acks are not kept; reports tell this much where there was no longer one."""
 GAPS_MAX: Final = 100_000
 
 

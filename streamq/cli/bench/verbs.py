@@ -85,37 +85,29 @@ def produce(options: argparse.Namespace) -> int:
 
 
 def latency(options: argparse.Namespace) -> int:
-    check_plot(options.plot)
-    with bench_cluster(options) as cluster:
-        budget = budget_of(options, cluster)
-        topic = cluster.create_topic(options.partitions)
-        prime_topic(cluster, topic, options.partitions)
-
-        def run(number: int) -> list[tuple[Plan, Outcome]]:
-            plan = plan_of(options, cluster, topic, load="latency")
-            return [(plan, run_together([plan], budget.check)[0])]
-
-        repeat(options, run)
-    return 0
+    return _on_one_topic(options, lambda cluster, topic: plan_of(options, cluster, topic, load="latency"))
 
 
 def fan_in(options: argparse.Namespace) -> int:
+    def plan(cluster: BenchCluster, topic: str) -> Plan:
+        if options.connections:
+            return plan_of(options, cluster, topic, load="connections", producers=options.connections)
+        if options.producers:
+            return plan_of(options, cluster, topic, load="fan-in", tasks=options.producers, producers=options.producers)
+        return plan_of(options, cluster, topic, load="fan-in", tasks=options.tasks)
+
+    return _on_one_topic(options, plan)
+
+
+def _on_one_topic(options: argparse.Namespace, make_plan: Callable[[BenchCluster, str], Plan]) -> int:
+    """Every run goes on in the topic of the one before: what these measure does not depend on what is stored."""
     check_plot(options.plot)
     with bench_cluster(options) as cluster:
         budget = budget_of(options, cluster)
         topic = cluster.create_topic(options.partitions)
         prime_topic(cluster, topic, options.partitions)
-
-        def run(number: int) -> list[tuple[Plan, Outcome]]:
-            if options.connections:
-                plan = plan_of(options, cluster, topic, load="connections", producers=options.connections)
-            elif options.producers:
-                plan = plan_of(options, cluster, topic, load="fan-in", tasks=options.producers, producers=options.producers)
-            else:
-                plan = plan_of(options, cluster, topic, load="fan-in", tasks=options.tasks)
-            return [(plan, run_together([plan], budget.check)[0])]
-
-        repeat(options, run)
+        plan = make_plan(cluster, topic)
+        repeat(options, lambda number: [(plan, run_together([plan], budget.check)[0])])
     return 0
 
 
