@@ -1,4 +1,4 @@
-"""`--plot FILE`: throughput and latency over time. SVG is written as it is; PNG needs the extra `plot`, which renders it."""
+"""`--plot FILE`: throughput and latency over time. SVG is written as it is; PNG needs the extra `plot`, which draws it."""
 
 import importlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def check_plot(path: str | None) -> None:
     if path is None:
         return
     if path.endswith(".png"):
-        _renderer()
+        _matplotlib()
     with open(path, "ab"):
         pass
 
@@ -36,11 +36,12 @@ def write_plot(
     panels = [Panel("records/s", rates)]
     if drawn := [line for line in latencies if line.points]:
         panels.append(Panel("latency, ms", drawn))
-    text = chart(title, [*panels, *more], marks)
+    panels += more
+    drawn_panels = [panel._replace(lines=[line for line in panel.lines if line.points]) for panel in panels]
     if path.suffix == ".png":
-        path.write_bytes(_renderer().svg_to_bytes(svg_string=text))
+        _write_png(path, title, drawn_panels, marks)
     else:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(chart(title, drawn_panels, marks), encoding="utf-8")
 
 
 def _latencies(name: str, samples: Sequence[Sample]) -> list[Line]:
@@ -51,10 +52,29 @@ def _latencies(name: str, samples: Sequence[Sample]) -> list[Line]:
     ]
 
 
-def _renderer() -> Any:
+def _write_png(path: Path, title: str, panels: Sequence[Panel], marks: Sequence[Mark]) -> None:
+    figure, axes = _matplotlib().subplots(len(panels), squeeze=False, sharex=True, figsize=(9, 2.7 * len(panels)), layout="constrained")
+    figure.suptitle(title)
+    for [axis], panel in zip(axes, panels, strict=True):
+        axis.set_title(panel.title, loc="left")
+        axis.grid(axis="y")
+        for line in panel.lines:
+            axis.plot(*zip(*line.points, strict=True), label=line.name, linewidth=1)
+        for mark in marks:
+            axis.axvline(mark.at_s, linestyle="--", color="grey")
+        if any(line.name for line in panel.lines):
+            axis.legend(loc="upper right")
+        axis.set_ylim(bottom=0)
+    axes[-1][0].set_xlabel("s")
+    figure.savefig(path)
+
+
+def _matplotlib() -> Any:
     try:
-        return importlib.import_module("resvg_py")
+        pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError:
         raise RefusedError(
             "PNG needs the extra `plot`", code="usage", hint="pip install 'streamq[plot]', or write an .svg, which needs nothing"
         ) from None
+    pyplot.switch_backend("agg")
+    return pyplot

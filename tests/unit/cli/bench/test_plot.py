@@ -53,7 +53,7 @@ def test_a_plot_that_cannot_be_written_is_told_before_anything_is_measured(tmp_p
 
 def test_png_is_drawn_by_the_extra_or_refused_with_the_way_to_get_it(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    if importlib.util.find_spec("resvg_py") is None:
+    if importlib.util.find_spec("matplotlib") is None:
         with pytest.raises(RefusedError, match="extra `plot`") as refused:
             check_plot(str(path))
         assert "streamq[plot]" in refused.value.hint
