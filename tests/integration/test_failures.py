@@ -1,6 +1,7 @@
 """Real broker processes, real files, real TCP: whatever is killed, stopped or damaged, what was acked is there, once, in order."""
 
 import json
+import random
 import shutil
 import subprocess
 import threading
@@ -12,7 +13,7 @@ import pytest
 from tests.integration.local import LocalCluster, flip_byte, local_cluster, wait_until
 
 GAP_MAX_S = 5.0
-"""Generous, for a busy machine; the figures that count are measured by `tests/acceptance`."""
+"""Generous, for a busy machine; the figures that count are measured by `streamq bench failover`."""
 
 
 class Stream:
@@ -122,6 +123,28 @@ def test_a_tail_by_any_single_broker_sees_what_was_acked_before_it_began() -> No
                 cluster.start(victim)
             elif i % 3 != 2:
                 cluster.cluster("resume", victim)
+
+
+@pytest.mark.slow
+def test_fifty_rounds_of_tails_by_single_brokers_see_what_was_acked_before_they_began() -> None:
+    """A broker killed, paused, or just resumed: each other broker alone, and the one resumed, shows every record acked before."""
+    rng = random.Random(50)
+    with local_cluster() as cluster:
+        cluster.run("topic", "create", "t")
+        expected: list[bytes] = []
+        for number in range(50):
+            victim, how = rng.choice(cluster.names), rng.choice(("kill", "pause", "resumed"))
+            cluster.cluster("kill" if how == "kill" else "pause", victim)
+            if how == "resumed":
+                time.sleep(rng.random() * 1.5)
+                cluster.cluster("resume", victim)
+            expected.append(b"round-%d" % number)
+            cluster.produce("t", expected[-1:])
+            for name in cluster.names:
+                if name != victim or how == "resumed":
+                    assert cluster.tail("t", bootstrap=cluster.address(name)) == expected, (number, how, victim, name)
+            if how != "resumed":
+                cluster.cluster("start" if how == "kill" else "resume", victim)
 
 
 def test_a_dead_or_paused_first_bootstrap_address_costs_at_most_a_second() -> None:

@@ -34,6 +34,7 @@ DEMANDED = {
     *(("topic", verb) for verb in ("create", "ls", "describe", "rm")),
     *(("log", verb) for verb in ("verify", "dump")),
     *(("profile", verb) for verb in ("ls", "use")),
+    *(("bench", verb) for verb in ("produce", "consume", "latency", "fan-in", "partitions", "failover", "restart", "soak")),
 }
 
 
@@ -95,6 +96,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["produce", "x", "--compression", "zstd:99"],
         ["topic", "rm", "x y"],
         ["--bootstrap", "nowhere"],
+        ["bench"],
+        ["bench", "produce", "--record-bytes", "2MiB"],
+        ["bench", "produce", "--raw", "100"],
+        ["bench", "produce", "--raw", "64KiB", "--rate", "5"],
+        ["bench", "produce", "--partitions", "2001"],
+        ["bench", "produce", "--plot", "figure.gif"],
+        ["bench", "produce", "--bootstrap", "127.0.0.1:1", "--brokers", "5"],
+        ["bench", "fan-in", "--tasks", "2", "--connections", "2"],
+        ["bench", "consume", "--from-disk", "--bootstrap", "127.0.0.1:1"],
+        ["bench", "consume", "--from-disk", "--seeks", "3"],
+        ["bench", "partitions", "--partitions", "1,2001"],
+        ["bench", "failover", "--share", "1.5"],
+        ["bench", "restart", "--stored", "much"],
     ],
     ids=" ".join,
 )
