@@ -22,9 +22,9 @@ LOOK: Final = 10_000
 async def consume(plan: Plan, meter: Meter, ready: Ready) -> None:
     """From the start, as the library hands records out; over after `records`, or after `seconds` when there are more."""
     if plan.warm_up_s:
-        await _Reading(plan, meter, CountingHost()).run(records=plan.records, seconds=plan.warm_up_s)
+        await _Reading(plan, CountingHost()).run(records=plan.records, seconds=plan.warm_up_s)
     host = CountingHost()
-    reading = _Reading(plan, meter, host)
+    reading = _Reading(plan, host)
     meter.records, meter.wire_bytes = (lambda: reading.records), (lambda: host.received_bytes)
     await ready()
     await meter.begin()
@@ -33,11 +33,10 @@ async def consume(plan: Plan, meter: Meter, ready: Ready) -> None:
 
 
 class _Reading:
-    def __init__(self, plan: Plan, meter: Meter, host: CountingHost) -> None:
+    def __init__(self, plan: Plan, host: CountingHost) -> None:
         self.records = 0
         self.bytes_per_record = 0.0
         self._plan = plan
-        self._meter = meter
         self._host = host
 
     async def run(self, *, records: int, seconds: float) -> None:
@@ -49,16 +48,10 @@ class _Reading:
                 if count == look_at:
                     self.records = count
                     value_bytes += len(record.value or b"")
-                    self._watch_age(record)
                     if count == records or time.perf_counter() >= deadline:
                         break
                     look_at = min(count + LOOK, records or count + LOOK)
         self.bytes_per_record = value_bytes / -(-count // LOOK)
-
-    def _watch_age(self, record: Record) -> None:
-        """Of records that are produced meanwhile: how long from `enqueue` until they are here, to the millisecond."""
-        if self._plan.while_producing:
-            self._meter.latency(time.time() - record.timestamp / 1000)
 
 
 async def seek(plan: Plan, meter: Meter, ready: Ready) -> None:

@@ -43,7 +43,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tasks: int = 64
     producers: int = 1
     """Producers, or connections of the minimal client."""
-    while_producing: bool = False
     seeks: int = 0
     by: Literal["offset", "time"] = "offset"
     expected: tuple[int, ...] = ()

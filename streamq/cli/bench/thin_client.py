@@ -41,14 +41,14 @@ VARIANTS: Final = 4
 """Different batches that are sent in turn."""
 
 
-def batch_of(values: Sequence[bytes], *, at_ms: int, is_compressed: bool, level: int = 1) -> Batch:
-    """A batch with these records that belongs to no partition yet."""
+def batch_of(values: Sequence[bytes], *, is_compressed: bool, level: int = 1) -> Batch:
+    """A batch with these records that belongs to no partition and no time yet."""
     rows: list[Row] = [(None, None, value, None) for value in values]
     raw = pack_rows(rows)
     payload = compress(raw, level=level) if is_compressed else raw
     header = BatchHeader(
         partition=bytes(16), records=len(rows), payload_bytes=0, raw_bytes=len(raw), payload_crc=0, producer=bytes(16), producer_epoch=0,
-        sequence=0, first_timestamp=at_ms, max_timestamp=at_ms, epoch=0, base=0, append_time=0,
+        sequence=0, first_timestamp=0, max_timestamp=0, epoch=0, base=0, append_time=0,
         compression=COMPRESSION_ZSTD if is_compressed else COMPRESSION_NONE,
     )  # fmt: skip
     return encode_batch(header, payload)
@@ -58,8 +58,7 @@ def ready_made_batches(payload_bytes: int, *, record_bytes: int) -> list[Batch]:
     """Batches whose payload has about so many bytes and would not become smaller, as if compressed before; what is in them is random."""
     assert BATCH_HEADER_BYTES < payload_bytes <= BATCH_PAYLOAD_BYTES_MAX
     count = max(1, payload_bytes // (record_bytes + ROW_BYTES))
-    at_ms = time.time_ns() // 1_000_000
-    return [batch_of([os.urandom(record_bytes) for _ in range(count)], at_ms=at_ms, is_compressed=False) for _ in range(VARIANTS)]
+    return [batch_of([os.urandom(record_bytes) for _ in range(count)], is_compressed=False) for _ in range(VARIANTS)]
 
 
 class ThinLink:
@@ -88,9 +87,17 @@ class ThinLink:
         await trio.aclose_forcefully(self._stream)
 
     async def send(self, ready: Batch) -> int:
-        """Sends a ready-made batch under the next sequence number, which is its ticket. Waits while the broker does not read."""
+        """Sends a ready-made batch, of now, under the next sequence number, which is its ticket. Waits while the broker does not read."""
         ticket, self.sequence = self.sequence, self.sequence + 1
-        header = msgspec.structs.replace(ready.header, partition=self._partition.id, producer=self._producer, sequence=ticket)
+        now_ms = time.time_ns() // 1_000_000
+        header = msgspec.structs.replace(
+            ready.header,
+            partition=self._partition.id,
+            producer=self._producer,
+            sequence=ticket,
+            first_timestamp=now_ms,
+            max_timestamp=now_ms,
+        )
         parts = encode_frame(Produce((ticket,)), payload=(encode_header(header), ready.payload))
         if ready.size <= JOIN_BYTES_MAX:
             await self._stream.send_all(b"".join(parts))
@@ -226,8 +233,7 @@ async def raw(plan: Plan, meter: Meter, ready: Ready) -> None:
 async def connections(plan: Plan, meter: Meter, ready: Ready) -> None:
     """Many connections, each with one batch of one record in flight."""
     values = values_of(record_bytes=plan.record_bytes, payload=plan.payload, seed=plan.seed)
-    at_ms = time.time_ns() // 1_000_000
-    batches = [batch_of([value], at_ms=at_ms, is_compressed=False) for value in values[:VARIANTS]]
+    batches = [batch_of([value], is_compressed=False) for value in values[:VARIANTS]]
     async with _links(plan, plan.producers) as links:
         await _pump(plan, meter, ready, links, batches, 1)
 
@@ -235,7 +241,6 @@ async def connections(plan: Plan, meter: Meter, ready: Ready) -> None:
 async def fill(plan: Plan, meter: Meter, ready: Ready) -> None:
     """Stores `records`, in batches as the producer library would make them, so that there is something to consume."""
     values = values_of(record_bytes=plan.record_bytes, payload=plan.payload, seed=plan.seed)
-    at_ms = time.time_ns() // 1_000_000
     if plan.raw_bytes:
         batches = ready_made_batches(plan.raw_bytes, record_bytes=plan.record_bytes)
     else:
@@ -243,9 +248,7 @@ async def fill(plan: Plan, meter: Meter, ready: Ready) -> None:
         repeated = values * (2 * per_batch // len(values) + 2)
         starts = [number * len(values) // VARIANTS for number in range(VARIANTS)]
         is_compressed = plan.compression == "zstd"
-        batches = [
-            batch_of(repeated[start : start + per_batch], at_ms=at_ms, is_compressed=is_compressed, level=plan.level) for start in starts
-        ]
+        batches = [batch_of(repeated[start : start + per_batch], is_compressed=is_compressed, level=plan.level) for start in starts]
     count = -(-plan.records // batches[0].header.records)
     async with _links(plan, plan.partitions) as links:
         pump = _Pump(links, batches, plan.window, meter)

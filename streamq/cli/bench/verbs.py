@@ -128,7 +128,7 @@ def consume(options: argparse.Namespace) -> int:
                 plans = [plan_of(options, cluster, topic, load="seek")]
             elif options.while_producing:
                 plans = [
-                    plan_of(options, cluster, topic, load="consume", records=0, warm_up_s=0.0, while_producing=True),
+                    plan_of(options, cluster, topic, load="consume", records=0, warm_up_s=0.0),
                     plan_of(options, cluster, topic, records=0, warm_up_s=0.0),
                 ]
             else:
