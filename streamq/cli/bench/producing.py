@@ -183,7 +183,7 @@ async def _open_loop(plan: Plan, meter: Meter, producer: Producer, values: list[
                 waiting += due - sent
                 if waiting > max(WATCHED_MAX, plan.rate):
                     raise UnavailableError(
-                        f"{plan.rate:g} records/s are more than this cluster takes: {waiting} wait for an answer",
+                        f"{plan.rate:,.0f} records/s are more than this cluster takes: {waiting} wait for an answer",
                         code="busy",
                         hint="a lower --rate",
                     )
