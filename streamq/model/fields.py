@@ -10,11 +10,13 @@ import msgspec
 
 from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, KEY_CHARS_MAX, OFFSET_MAX, REPLICAS_MAX
 
-__all__ = ["U63", "Copies", "Epoch", "Id16", "Identity", "Key", "Name", "Port", "Text", "Value"]
+__all__ = ["U63", "Copies", "Epoch", "Id16", "Identity", "Key", "Name", "Number", "Port", "Text", "Value"]
 
 IDENTITY_BYTES_MAX: Final = 64
 
 U63 = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
+Number = U63 | Annotated[float, msgspec.Meta(ge=0, le=float(OFFSET_MAX))]
+"""What is measured: neither infinite nor "not a number"."""
 Epoch = Annotated[int, msgspec.Meta(ge=1, le=OFFSET_MAX)]
 """Of a segment: epoch 0 never exists."""
 Copies = Annotated[int, msgspec.Meta(ge=1, le=REPLICAS_MAX)]

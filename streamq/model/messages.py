@@ -12,6 +12,7 @@ import msgspec
 from streamq.model.fields import U63, Id16, Identity, Key, Name, Port, Text, Value
 from streamq.model.ids import Ballot, Member
 from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX
+from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
 
 
@@ -173,6 +174,18 @@ class BrokerState(Message, frozen=True, tag=20):
 
 class Stop(Message, frozen=True, tag=21):
     """Asks a broker to hand its partitions over and stop gracefully; answered by `Ok` before it goes. Loopback only."""
+
+
+class ReadMetrics(Message, frozen=True, tag=22):
+    """Answered by `Metrics`: what the broker that is asked has counted. Anybody may ask, whatever state it is in."""
+
+
+class Metrics(Message, frozen=True, tag=23):
+    """Counters only grow from the start of the process on; gauges are how things stand. `deploy/README.md` lists all names."""
+
+    counters: NamedNumbers
+    gauges: NamedNumbers
+    histograms: NamedHistograms
 
 
 # --- clients: produce ------------------------------------------------------------------------------------------------------
@@ -498,7 +511,7 @@ class Rejoin(Message, frozen=True, tag=91):
 AnyMessage = (
     Hello | Welcome | Failure | Heartbeat | Ok
     | Metadata | MetadataView | CreateTopic | TopicCreated | DeleteTopic | ListTopics | Topics
-    | DescribePartition | PartitionDescription | BrokerStatus | BrokerState | Stop
+    | DescribePartition | PartitionDescription | BrokerStatus | BrokerState | Stop | ReadMetrics | Metrics
     | Produce | Produced
     | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver

@@ -15,6 +15,7 @@ from msgspec.inspect import (
     CustomType,
     DictType,
     EnumType,
+    FloatType,
     IntType,
     ListType,
     LiteralType,
@@ -63,6 +64,7 @@ class Wild:
             BoolType: lambda _: rng.random() < 0.5,
             NoneType: lambda _: None,
             IntType: self._int,
+            FloatType: self._float,
             StrType: self._str,
             BytesType: self._bytes,
             LiteralType: lambda kind: rng.choice(kind.values),
@@ -98,6 +100,12 @@ class Wild:
         else:
             number = rng.getrandbits(64) + INT_MIN * (rng.random() < 0.5)
         return int(min(max(number, low), high))
+
+    def _float(self, kind: FloatType) -> float:
+        low = float(INT_MIN) if kind.ge is None else kind.ge
+        high = float(INT_MAX) if kind.le is None else kind.le
+        number = self.rng.choice((0.0, 1e-300, 0.5, 1.5, 1e9, -1.5, low, high))
+        return float(min(max(number, low), high))
 
     def _str(self, kind: StrType) -> str:
         rng = self.rng
