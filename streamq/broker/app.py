@@ -4,7 +4,6 @@
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -14,6 +13,7 @@ import trio
 from streamq import __version__
 from streamq.broker.config import BrokerConfig
 from streamq.broker.local_acceptor import LocalAcceptor
+from streamq.broker.metrics import BrokerMetrics, Usage
 from streamq.broker.node import FORGOTTEN_KEY, Clock, Node
 from streamq.broker.partition import Partition, nothing, replica_key, table_key
 from streamq.broker.peers import Peers
@@ -64,21 +64,22 @@ async def run_broker(
     *,
     stop: Stopping,
     on_serving: Callable[[], None],
-    counters: Counter[str] | None = None,
+    metrics: BrokerMetrics | None = None,
+    usage: Usage | None = None,
 ) -> None:
     """Runs one broker until `stop` is called; then hands over what it sequences, closes the storage and returns.
 
-    Cancelled, it stops where it is, like a crash. What happens is counted in `counters`, if given. Raises StorageFailedError when the disk
-    fails, StreamqError when it must not serve.
+    Cancelled, it stops where it is, like a crash. What happens is counted in `metrics`, if given; `usage` says what the process takes, if
+    it is the broker's alone. Raises StorageFailedError when the disk fails, StreamqError when it must not serve.
     """
     async with trio.open_nursery() as outer:
-        node = Node(config, storage, clock, outer, counters)
+        node = Node(config, storage, clock, outer, metrics)
         # Limbo is written before anything else, so that it is durable before anything damaged is cut (P-29).
         load_partitions(node)
         outer.start_soon(storage.run, node.on_durable, name="storage")
         async with trio.open_nursery() as inner:
             node.nursery = inner
-            await _serve(node, network, stop, on_serving)
+            await _serve(node, network, stop, on_serving, usage)
             inner.cancel_scope.cancel()
         outer.cancel_scope.cancel()
     with trio.CancelScope(shield=True):
@@ -101,7 +102,7 @@ def load_partitions(node: Node) -> None:
     for identity in _partitions_of(storage.lost, node.partitions):
         partition = node.partitions.setdefault(identity, Partition(node, ReplicaState(identity)))
         log.warning("%s: acknowledged data was lost; in limbo until it is copied again", partition.name)
-        node.counters["limbo"] += 1
+        node.metrics.limbo += 1
         partition.carry_out(partition.replica.enter_limbo())
     for partition in node.partitions.values():
         partition.carry_out(partition.replica.on_restart())
@@ -132,7 +133,7 @@ def _partitions_of(lost: Sequence[Lost], known: dict[PartitionId, Partition]) ->
     return list(found)
 
 
-async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Callable[[], None]) -> None:
+async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Callable[[], None], usage: Usage | None) -> None:
     config, storage, nursery = node.config, node.storage, node.nursery
     acceptor = LocalAcceptor(storage, new_incarnation=node.clock.token)
 
@@ -151,7 +152,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     readmissions = Readmissions(registers=node.registers, local=acceptor, nursery=nursery)
     successions = Successions(node)
     node.take_over_here = successions.take_over_here
-    router = BrokerRouter(node, acceptor, successions, Requests(node, readmissions, successions, stop))
+    router = BrokerRouter(node, acceptor, successions, Requests(node, readmissions, successions, stop, usage))
     node.peers = Peers(
         config,
         node.identity,
@@ -166,7 +167,16 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     for voter in acceptor.voters.voters:
         node.peers.learn(voter.broker, voter.host, voter.port)
     node.registers.subscribe("broker/", lambda key, value: _learn_broker(node, value))
-    server = Server(config, node.identity, router, software=SOFTWARE, heard=node.peers.heard, lost=node.peers.incoming_lost)
+    server = Server(
+        config,
+        node.identity,
+        router,
+        software=SOFTWARE,
+        heard=node.peers.heard,
+        lost=node.peers.incoming_lost,
+        metrics=node.metrics,
+    )
+    node.sessions = server.sessions
     listener = await network.listen(config.host, config.port)
     if config.listens_beyond_loopback:
         log.warning(

@@ -4,14 +4,14 @@ import logging
 import random
 import secrets
 import time
-from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from streamq.broker.complaints import Complaints
 from streamq.broker.config import BrokerConfig
+from streamq.broker.metrics import BrokerMetrics
 from streamq.broker.peers import Peer, Peers
 from streamq.broker.registers import Registers
 from streamq.broker.session import Session
@@ -27,6 +27,7 @@ __all__ = ["FORGOTTEN_KEY", "Clock", "Node", "SystemClock"]
 
 log = logging.getLogger(__name__)
 
+US_PER_S: Final = 1_000_000
 FORGOTTEN_KEY: Final = "forgotten"
 """There while this broker may have lost partitions whose very ids it does not know any more."""
 
@@ -61,14 +62,16 @@ class TakeOverHere(Protocol):
 
 
 class Node:
-    """One broker. Everything here belongs to its event loop; `registers` and `peers` are set by `app` before anything runs."""
+    """One broker. Everything here belongs to its event loop; `registers`, `peers` and `sessions` are set by `app` before anything runs."""
 
     registers: Registers
     peers: Peers
+    sessions: Collection[Session]
+    """Of connections that others have dialled."""
     take_over_here: "TakeOverHere"
 
     def __init__(
-        self, config: BrokerConfig, storage: Storage, clock: Clock, nursery: trio.Nursery, counters: Counter[str] | None = None
+        self, config: BrokerConfig, storage: Storage, clock: Clock, nursery: trio.Nursery, metrics: BrokerMetrics | None = None
     ) -> None:
         self.config = config
         self.storage = storage
@@ -77,7 +80,10 @@ class Node:
         self.partitions: dict[PartitionId, Partition] = {}
         self.dropped: set[PartitionId] = set()
         """Deleted since this start (ids never come again): whoever missed it must not bring them back."""
-        self.counters: Counter[str] = Counter() if counters is None else counters
+        self.metrics = metrics or BrokerMetrics()
+        self.began = trio.current_time()
+        self.now_us = 0
+        """When the step under way began, as far as metrics care: see `tick`."""
         self.alarms = Complaints(log, logging.ERROR)
         self.state = "starting"
         self.has_forgotten = False
@@ -107,6 +113,10 @@ class Node:
         """The partition of that name that lives here and was not deleted."""
         return next((p for p in self.partitions.values() if p.replica.state.topic == topic and p.replica.state.index == index), None)
 
+    def tick(self) -> None:
+        """At the beginning of a step that takes batches or acks them: one reading of the clock for all of them."""
+        self.now_us = int(trio.current_time() * US_PER_S)
+
     # --- gathering and flushing
 
     def touch(self, session: Session) -> None:
@@ -121,7 +131,9 @@ class Node:
         while self._peers_touched:
             self._peers_touched.popitem()[0].flush()
         while self._sessions:
-            self._sessions.popitem()[0].flush()
+            session = self._sessions.popitem()[0]
+            self.metrics.answered(session.acks, session.nacks)
+            session.flush()
 
     def watermark_moved(self, partition: "Partition") -> None:
         """To be told to the other replicas, unless a store carries it first (4.5)."""
@@ -164,6 +176,7 @@ class Node:
 
     def on_durable(self, tokens: list[object]) -> None:
         """One call for each group commit; every token is a callable."""
+        self.tick()
         for token in tokens:
             assert callable(token)
             token()

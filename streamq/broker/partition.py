@@ -104,10 +104,10 @@ class Partition:
                     subscription.wake()
             elif isinstance(effect, Cut):
                 storage.cut(effect.partition, effect.epoch, effect.end)
-                self.node.counters["cuts"] += 1
+                self.node.metrics.cuts += 1
             elif isinstance(effect, Alarm):
                 self.node.alarms.log(f"{self.name}: ALARM: {effect.reason}")
-                self.node.counters["alarms"] += 1
+                self.node.metrics.alarms += 1
 
     def _durable(self, persist: Persist) -> None:
         self.carry_out(self.replica.on_durable(persist))
@@ -150,8 +150,11 @@ class Partition:
         if readable is Unreadable.LACKING:
             raise UnavailableError(f"broker {self.node.broker} does not hold offset {offset} of {self.name} yet", code="not_replica")
         assert isinstance(readable, Readable)
-        batches = await self.read_epoch(readable.epoch, offset, max_bytes=max_bytes)
-        return [batch for batch in batches if batch.end <= readable.limit]
+        recent = self.node.storage.recent(self.id, readable.epoch, offset, max_bytes=max_bytes)
+        batches = await self.read_epoch(readable.epoch, offset, max_bytes=max_bytes) if recent is None else recent
+        served = [batch for batch in batches if batch.end <= readable.limit]
+        self.node.metrics.served(served, is_from_disk=recent is None)
+        return served
 
     async def read_epoch(self, epoch: int, offset: int, *, max_bytes: int) -> list[Batch]:
         """Batches of one epoch as they lie here, checked; damaged ranges are copied again from other replicas first (P-30)."""
@@ -232,7 +235,7 @@ class Partition:
         damaged = DamagedRange(damage.epoch, damage.base, damage.end)
         if damaged not in self.replica.state.damaged:
             log.warning("%s: %s", self.name, damage)
-            self.node.counters["damaged_ranges"] += 1
+            self.node.metrics.damaged_ranges += 1
             self.carry_out(self.replica.on_damaged(*damaged))
         await self._mend_range(damaged, damage)
 
@@ -252,7 +255,7 @@ class Partition:
         try:
             await self._restore(damaged, failure)
             self.carry_out(self.replica.on_restored(*damaged))
-            self.node.counters["mended_ranges"] += 1
+            self.node.metrics.mended_ranges += 1
             log.warning("%s: offsets %d to %d were copied again", self.name, damaged.base, damaged.end - 1)
         finally:
             del self._mending[damaged]

@@ -11,6 +11,7 @@ import trio
 from streamq.broker.app import Stopping, run_broker
 from streamq.broker.config import BrokerConfig
 from streamq.broker.node import SystemClock
+from streamq.broker.usage import process_usage
 from streamq.model.errors import StreamqError
 from streamq.net.network import TcpNetwork
 from streamq.storage.disk_storage import DiskSettings, DiskStorage
@@ -63,7 +64,7 @@ async def _process(config: BrokerConfig, storage: Storage) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(on_signal)
-        await run_broker(config, storage, TcpNetwork(), SystemClock(), stop=stop, on_serving=serving)
+        await run_broker(config, storage, TcpNetwork(), SystemClock(), stop=stop, on_serving=serving, usage=process_usage)
         nursery.cancel_scope.cancel()
 
 

@@ -122,7 +122,7 @@ class Refills:
             before = partition.replica.local_tail(wanted.epoch)
             effects = partition.replica.on_copied(wanted.epoch, batches)
             partition.carry_out(effects)
-            self.node.counters["copied_bytes"] += sum(batch.size for batch in batches)
+            self.node.metrics.bytes_copied += sum(batch.size for batch in batches)
             with trio.move_on_after(DURABLE_S):
                 while effects and partition.replica.local_tail(wanted.epoch) == before and not partition.is_dropped:
                     await partition.stored.park()

@@ -7,6 +7,7 @@ from typing import Final
 import trio
 
 from streamq.broker.each import plain_error
+from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
 from streamq.broker.readmission import Readmissions
@@ -31,6 +32,7 @@ from streamq.model.messages import (
     Metadata,
     OffsetFound,
     Ok,
+    ReadMetrics,
     ReadTip,
     Rejoin,
     Stop,
@@ -51,17 +53,22 @@ TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
 QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy)
 """Requests that change nothing: cancelled when their connection ends."""
+IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
+"""Requests that are carried out by a broker that does not serve (yet, or any more), too."""
 
 Task = Callable[[Session, Frame], Awaitable[Message | tuple[Message, Sequence[Batch]]]]
 
 
 class Requests:
-    def __init__(self, node: Node, readmissions: Readmissions, successions: Successions, stop: Callable[[], None]) -> None:
+    def __init__(
+        self, node: Node, readmissions: Readmissions, successions: Successions, stop: Callable[[], None], usage: Usage | None
+    ) -> None:
         self.node = node
         self.readmissions = readmissions
         self.successions = successions
         self.topics = Topics(node)
         self._stop = stop
+        self._usage = usage
         self._tasks: dict[type[Message], Task] = {
             Metadata: self._metadata,
             CreateTopic: self._create_topic,
@@ -69,6 +76,7 @@ class Requests:
             ListTopics: self._list_topics,
             DescribePartition: self._describe,
             BrokerStatus: self._status,
+            ReadMetrics: self._read_metrics,
             Stop: self._stop_broker,
             ReadTip: self._read_tip,
             FindOffset: self._find_offset,
@@ -88,6 +96,7 @@ class Requests:
             answer(session, frame, Failure("busy", f"{session.requests} requests are under way on this connection", "wait for answers"))
             return True
         session.requests += 1
+        self.node.metrics.requests += 1
         self.node.nursery.start_soon(self._run, task, session, frame, name=type(frame.message).__name__)
         return True
 
@@ -95,7 +104,7 @@ class Requests:
         try:
             # Who takes over from a broker that stops may have to copy from it first.
             is_leaving = self.node.state == "stopping" and isinstance(frame.message, Copy)
-            if self.node.state != "serving" and not is_leaving and not isinstance(frame.message, (BrokerStatus, Rejoin, Stop)):
+            if self.node.state != "serving" and not is_leaving and not isinstance(frame.message, IN_ANY_STATE):
                 raise UnavailableError(
                     f"broker {self.node.broker} is {self.node.state}", code="not_ready", hint="try again, or ask another broker"
                 )
@@ -207,7 +216,10 @@ class Requests:
         identity = node.identity
         register = BrokerRegister(node.broker, node.me.incarnation, *node.config.address, node.config.rack, identity.starts)
         sequencing = sum(p.sequencing is not None for p in partitions)
-        return BrokerState(register, node.state, len(partitions), sequencing, limbo, dict(node.counters))
+        return BrokerState(register, node.state, len(partitions), sequencing, limbo)
+
+    async def _read_metrics(self, session: Session, frame: Frame) -> Message:
+        return read_metrics(self.node, self._usage)
 
     async def _stop_broker(self, session: Session, frame: Frame) -> Message:
         if not session.is_local:

@@ -102,6 +102,7 @@ class BrokerRouter:
         """One-way frames on a connection that this broker dialled: reports of stored batches."""
         message = frame.message
         if isinstance(message, Stored) and peer.member is not None:
+            self.node.tick()
             for run in message.runs:
                 partition = self.node.partitions.get(run.partition)
                 if partition is not None and partition.sequencing is not None:
@@ -120,6 +121,7 @@ class BrokerRouter:
         if len(message.tickets) > TICKETS_PER_FRAME_MAX:
             raise ProtocolError(f"a produce frame has {len(message.tickets)} tickets, more than batches fit in it", code="protocol")
         tickets = iter(message.tickets)
+        self.node.tick()
         self.node.touch(session)
         try:
             for batch in split_batches(frame.payload):
@@ -164,13 +166,15 @@ class BrokerRouter:
         assert isinstance(message, Store)
         need_broker(session)
         if self.node.state == "starting" or (message.runs and frame.payload and self.node.storage.refusal() is not None):
-            self.node.counters["stores_dropped"] += 1
+            self.node.metrics.stores_dropped += 1
             return  # unanswered: the sequencer finds that this replica lags, and feeds it when there is room
         stored = StoredTo(self.node, session)
         try:
             batches = list(split_batches(frame.payload))
         except BadBatchError as error:
             raise ProtocolError(f"a store carries a bad batch: {error}", code="protocol") from None
+        self.node.metrics.batches_followed += len(batches)
+        self.node.metrics.bytes_followed += len(frame.payload)
         start = 0
         for run in message.runs:
             mine = batches[start : start + run.batches]
@@ -201,6 +205,7 @@ class BrokerRouter:
         partition = find(message.partition)
         reply = ReplyTo(session, frame.request)
         if isinstance(message, Seal):
+            self.node.metrics.seals += 1
             partition.carry_out(partition.replica.on_seal(message, reply))
         elif isinstance(message, Tip):
             partition.carry_out(partition.replica.on_tip(message, reply))

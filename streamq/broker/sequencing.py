@@ -40,12 +40,13 @@ FEED_PAUSE_S: Final = 0.05
 class Ticket:
     """Who waits for the outcome of one batch."""
 
-    __slots__ = ("number", "session", "size")
+    __slots__ = ("arrived_us", "number", "session", "size")
 
-    def __init__(self, session: Session, number: int, size: int) -> None:
+    def __init__(self, session: Session, number: int, size: int, arrived_us: int) -> None:
         self.session = session
         self.number = number
         self.size = size
+        self.arrived_us = arrived_us
 
 
 class Follower:
@@ -102,17 +103,18 @@ class Sequencing:
             session.nacks.append(Nack(number, "disk_full", refusal, ""))
             node.touch(session)
             return
-        ticket = Ticket(session, number, batch.size)
+        ticket = Ticket(session, number, batch.size, node.now_us)
         result = self.core.on_produce(batch.header, ticket, node.clock.now_ms())
         if isinstance(result, Assigned):
             self._took(ticket)
+            node.metrics.took(batch.header.records, ticket.size)
             stamped = stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time)
             self._store(stamped)
         elif isinstance(result, Duplicate):
             base = result.base if result.base is not None else -1
             session.acks.append(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable))
             node.touch(session)
-            node.counters["duplicates"] += 1
+            node.metrics.duplicates += 1
         elif isinstance(result, Refused) and result.code == "sequence_gap":
             self._doubt(session, number, result.message)
         elif isinstance(result, Refused):
@@ -121,7 +123,7 @@ class Sequencing:
         else:
             assert isinstance(result, Waiting)
             self._took(ticket)
-            node.counters["duplicates"] += 1
+            node.metrics.duplicates += 1
 
     def _doubt(self, session: Session, number: int, message: str) -> None:
         """A gap is final for its producer (P-35); a sequencer whose epoch is over without its knowing would see one in what is none."""
@@ -231,6 +233,7 @@ class Sequencing:
         ticket = acked.ticket
         assert isinstance(ticket, Ticket)
         self.node.answered(ticket.size)
+        self.node.metrics.ack_seconds.record(self.node.now_us - ticket.arrived_us)
         ticket.session.pending -= 1
         ticket.session.acks.append(
             Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), self._durable)
@@ -316,7 +319,7 @@ class Sequencing:
         offset = answer.local_tail
         if offset > max(follower.tail, self.segment.base):
             offset -= 1  # its report was lost: a repeated batch brings another
-        node.counters["catch_ups"] += 1
+        node.metrics.catch_ups += 1
         while peer.channel is channel and not self.is_retired:
             batches = await partition.read_epoch(self.epoch, offset, max_bytes=FEED_BYTES) if offset < self.core.next_offset else []
             if not batches:

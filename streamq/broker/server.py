@@ -2,13 +2,14 @@
 
 import ipaddress
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 import trio
 
 from streamq.broker.complaints import Complaints
 from streamq.broker.config import BrokerConfig
+from streamq.broker.metrics import BrokerMetrics
 from streamq.broker.session import Session
 from streamq.model.errors import ProtocolError
 from streamq.model.ids import Member
@@ -55,6 +56,7 @@ class Server:
         software: str,
         heard: Callable[[str], None],
         lost: Callable[[str], None],
+        metrics: BrokerMetrics,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -62,10 +64,16 @@ class Server:
         self._software = software
         self._heard = heard
         self._lost = lost
+        self._metrics = metrics
         self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
         self._complaints = Complaints(log, logging.WARNING)
         self._sessions: dict[Session, None] = {}
         self.connections = 0
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """Those that were welcomed; a view."""
+        return self._sessions.keys()
 
     async def run(self, listener: trio.abc.Listener[trio.abc.Stream]) -> None:
         """Serves until cancelled."""
@@ -91,14 +99,17 @@ class Server:
         self.connections += 1
         try:
             if self.connections > self._config.connections_max + BROKER_CONNECTIONS:
+                self._metrics.connections_refused += 1
                 self._complaints.log(f"a connection was refused: {self.connections - 1} are open, connections_max is reached")
                 return
             session, greeting = await self._shake_hands(stream)
             if session.member is None and self.connections > self._config.connections_max:
+                self._metrics.connections_refused += 1
                 self._complaints.log(f"a client was refused: {self.connections - 1} connections are open, connections_max is reached")
                 return
             await self._talk(session, greeting)
         except ProtocolError as error:
+            self._metrics.connections_broken += 1
             self._complaints.log(f"connection from {_remote(stream)}: {error}")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it left while shaking hands
@@ -148,6 +159,7 @@ class Server:
             router.deliver(session, frame)
 
         self._sessions[session] = None
+        self._metrics.connections_accepted += 1
         try:
             for frame in greeting.rest:
                 take(frame)

@@ -124,6 +124,7 @@ class Successions:
 
     def on_suspected(self, broker: str) -> None:
         """That broker does not answer: its open epochs are taken over, in rank order."""
+        self.node.metrics.suspicions += 1
         for partition in self.node.partitions.values():
             opened = partition.open_segment
             if opened is not None and opened.sequencer == broker:
@@ -365,7 +366,7 @@ class Successions:
             await sequencing.drain(DRAIN_TIMEOUT_S)
             state = partition.replica.state
             done = await self._ask(successor, TakeOver(state.topic, state.index, sequencing.epoch))
-            self.node.counters["handoffs"] += 1
+            self.node.metrics.handoffs += 1
             if not done and not sequencing.is_retired and self.node.state == "serving":
                 await take_over(partition, sequencing.epoch, f"handing over to {successor} failed")
         except StreamqError as error:

@@ -86,6 +86,7 @@ class _Run:
         core = self.core
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self.node.metrics.takeovers["begun"] += 1
             self._carry_out(core.start())
             with trio.move_on_after(TAKEOVER_TIMEOUT_S):
                 while not core.is_over:
@@ -124,7 +125,8 @@ class _Run:
                 partition.sequencing.retire("this broker opened a newer epoch")
             partition.sequencing = Sequencing(partition, core.register)
             partition.sequencing.start()
-            node.counters["takeovers"] += 1
+            node.metrics.takeovers["won"] += 1
+            node.metrics.takeover_seconds.record(int(took_ms * 1000))
             log.info(
                 "%s: sequencer of epoch %d from offset %d on, in %.1f ms: %s",
                 partition.name,
@@ -134,7 +136,7 @@ class _Run:
                 self.why,
             )
         else:
-            node.counters[f"takeovers_{core.phase.name.lower()}"] += 1
+            node.metrics.takeovers[core.phase.name.lower()] += 1
             trouble = f"takeover of epoch {self.epoch} ended {core.phase.name}: {core.reason or self.why}"
             if trouble != partition.trouble:  # what is tried again and again for the same reason is told once
                 partition.trouble = trouble
@@ -159,7 +161,7 @@ class _Run:
                 self.node.nursery.start_soon(self._ask, effect)
             elif isinstance(effect, TakeoverAlarm):
                 log.error("%s: ALARM: %s", self.partition.name, effect.reason)
-                self.node.counters["alarms"] += 1
+                self.node.metrics.alarms += 1
 
     def _tell(self, outcome: Outcome) -> None:
         self._send.send_nowait(outcome)
@@ -263,7 +265,7 @@ class _Run:
                 answer = await node.peers.request(effect.broker, message, 2 * node.config.request_timeout_s, payload=buffers(batches))
                 if not isinstance(answer, Repaired):
                     raise UnavailableError(f"{effect.broker} answered a repair with {type(answer).__name__}", code="unavailable")
-                node.counters["repairs"] += 1
+                node.metrics.repairs += 1
                 self._tell(lambda now, member=member, answer=answer: self.core.on_repaired(member, answer, now))  # type: ignore[misc]
                 if answer.end is not None or answer.local_tail >= effect.end or answer.local_tail <= offset:
                     return

@@ -169,7 +169,6 @@ class BrokerState(Message, frozen=True, tag=20):
     partitions: U63
     sequencing: U63
     limbo: U63
-    counters: dict[Name, U63]
 
 
 class Stop(Message, frozen=True, tag=21):

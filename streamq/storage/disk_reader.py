@@ -21,6 +21,7 @@ from streamq.storage.interface import DamagedRangeError
 from streamq.storage.log_file import LogFile
 from streamq.storage.log_index import IndexCache, save_index
 from streamq.storage.log_reader import LogSource, find_time, read_batches, read_headers, restore
+from streamq.storage.metrics import StorageMetrics
 from streamq.storage.workers import Workers
 
 __all__ = ["DiskReader"]
@@ -33,7 +34,15 @@ class DiskReader:
     """The reading half of `interface.Storage`; what its methods promise stands there."""
 
     def __init__(
-        self, directory: Path, runs: DiskRuns, *, incarnation: Incarnation, indexes: IndexCache, ops: FileOps, workers: Workers
+        self,
+        directory: Path,
+        runs: DiskRuns,
+        *,
+        incarnation: Incarnation,
+        indexes: IndexCache,
+        ops: FileOps,
+        workers: Workers,
+        metrics: StorageMetrics,
     ) -> None:
         self._directory = directory
         self._runs = runs
@@ -41,6 +50,7 @@ class DiskReader:
         self._indexes = indexes
         self._ops = ops
         self._workers = workers
+        self._metrics = metrics
         self._limiter = trio.CapacityLimiter(READERS_MAX)
 
     def recent(self, partition: PartitionId, epoch: int, offset: int, *, max_bytes: int) -> list[Batch] | None:
@@ -55,6 +65,7 @@ class DiskReader:
                 return batches
             batches = await self._in_file(run, offset, partial(read_batches, offset=offset, max_bytes=max_bytes))
             if batches is not None:
+                self._metrics.log_read_bytes += sum(batch.size for batch in batches)
                 return [batch for batch in batches if batch.end <= run.tail]
         return []
 
@@ -98,12 +109,15 @@ class DiskReader:
         assert file is not None, f"offset {offset} of [{run.base}, {run.tail}) is neither in memory nor in {files}"
         if file.end > run.tail:
             file = LogFile(file.name, file.base, run.tail, file.size, file.max_time)  # cut, and not shortened yet
+        began_us = self._ops.now_us()
         try:
             return await self._workers.run(partial(self._read_file, run.partition, run.epoch, file, read), limiter=self._limiter)
         except DamagedRangeError:
             if run.files is not files or self._runs.get(run.partition, run.epoch) is not run:
                 return None
             raise
+        finally:
+            self._metrics.log_read_seconds.record(self._ops.now_us() - began_us)
 
     def _read_file(self, partition: PartitionId, epoch: int, file: LogFile, read: Callable[[LogSource], T]) -> T:
         source = self._source(partition, epoch, file)

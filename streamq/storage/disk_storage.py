@@ -122,8 +122,17 @@ class DiskStorage:
         self._states = found.replay.states
         self._derived = found.checkpoint.derived
         self._journal = found.journal
+        self.metrics = found.journal.metrics
         indexes = IndexCache()
-        self._reader = DiskReader(directory, self._runs, incarnation=found.identity.incarnation, indexes=indexes, ops=ops, workers=workers)
+        self._reader = DiskReader(
+            directory,
+            self._runs,
+            incarnation=found.identity.incarnation,
+            indexes=indexes,
+            ops=ops,
+            workers=workers,
+            metrics=self.metrics,
+        )
         self._commit = GroupCommit(found.journal, workers.worker())
         self._flusher = Flusher(
             directory,
@@ -173,6 +182,15 @@ class DiskStorage:
 
     def partitions(self) -> Sequence[PartitionId]:
         return self._runs.partitions()
+
+    def gauges(self) -> dict[str, int]:
+        return {
+            "journal_unreleased_bytes": self._journal.bytes_in_use,
+            "journal_files": self._journal.files,
+            "memory_batches_bytes": self._runs.memory_cost,
+            "memory_unflushed_bytes": self._runs.pinned_cost,
+            "disk_free_bytes": self._ops.free_bytes(self._directory),
+        }
 
     # --- writing -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ only once its directory has been synced.
 
 import fcntl
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -80,6 +81,10 @@ class FileOps:
     def random_bytes(self, count: int) -> bytes:
         """For keys and ids that nobody may ever draw again."""
         return os.urandom(count)
+
+    def now_us(self) -> int:
+        """Steady, in microseconds from some moment on: only differences mean anything, and nothing is decided by it."""
+        return time.perf_counter_ns() // 1000
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -24,6 +24,7 @@ from streamq.storage.journal_format import JournalPosition
 from streamq.storage.log_file import LOG_HEADER_BYTES, LogFile, LogWriter, log_path, partition_directory
 from streamq.storage.log_index import INDEX_SUFFIX, Anchor, IndexCache, index_path, load_index, save_index
 from streamq.storage.log_reader import LogSource, find_offset
+from streamq.storage.metrics import StorageMetrics
 
 __all__ = ["FlushOrder", "FlushResult", "Flusher", "open_source"]
 
@@ -71,6 +72,7 @@ class Flusher:
         self._start = start
         self._number = number
         self._journal = journal
+        self._metrics: StorageMetrics = journal.metrics
         self._log_file_bytes = log_file_bytes
         self._indexes = indexes
         self._may_overwrite = may_overwrite
@@ -93,6 +95,7 @@ class Flusher:
         )
         flushed: list[FlushedRun] = []
         shortened: list[tuple[Path, int]] = []
+        began_us = self._ops.now_us()
         try:
             self._write(order.snapshot, writer, flushed, shortened)
             rows = [*order.snapshot.rows.values(), *(_row(run) for run in flushed)]
@@ -101,6 +104,8 @@ class Flusher:
             writer.abandon()
             raise
         writer.save_indexes()
+        self._metrics.flushes += 1
+        self._metrics.flush_seconds.record(self._ops.now_us() - began_us)
         if copies == len(COPIES):
             self._journal.release(order.replay_from)
         return FlushResult(flushed, copies == len(COPIES), partial(self._tidy, order, rows, shortened))
@@ -116,6 +121,7 @@ class Flusher:
             files = writer.append(run.partition, run.epoch, files, flush.batches, taken=names, roll=flush.must_clip)
             flushed.append(FlushedRun(flush, files))
         writer.sync()
+        self._metrics.log_bytes += writer.written
 
     def _save(self, order: FlushOrder, rows: list[RunRow]) -> int:
         """Returns how many copies of the checkpoint were written: one if the disk was too full for the other."""
@@ -145,6 +151,7 @@ class Flusher:
             if error.errno in DISK_FULL:
                 return 1
             raise StorageFailedError(f"{second} could not be written: {error}") from error
+        self._metrics.checkpoint_bytes += len(COPIES) * len(content)
         return 2
 
     def _tidy(self, order: FlushOrder, rows: list[RunRow], shortened: list[tuple[Path, int]]) -> None:

@@ -12,6 +12,7 @@ from streamq.model.batches import Batch, BatchHeader
 from streamq.model.errors import CorruptDataError
 from streamq.model.ids import Incarnation, PartitionId
 from streamq.model.registers import Voters
+from streamq.storage.metrics import StorageMetrics
 
 __all__ = [
     "DamagedRangeError",
@@ -129,6 +130,13 @@ class Storage(Protocol):
     @property
     def was_stopped_cleanly(self) -> bool:
         """Whether the start before this one ended with `close`."""
+
+    @property
+    def metrics(self) -> StorageMetrics:
+        """What was counted since it was opened."""
+
+    def gauges(self) -> Mapping[str, int]:
+        """How things stand, by name; for people to read. May ask the operating system."""
 
     # --- what is there -------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ from streamq.storage.journal_format import (
     padded,
 )
 from streamq.storage.journal_recovery import BEGINNING, Recovered
+from streamq.storage.metrics import StorageMetrics
 
 __all__ = ["Journal", "JournalEntry", "JournalPosition", "StateEntry"]
 
@@ -68,6 +69,7 @@ class Journal:
         """Use `create` or `resume`."""
         if file_bytes < FILE_BYTES_MIN or file_bytes % BLOCK_BYTES:
             raise ValueError(f"a journal file has at least {FILE_BYTES_MIN} bytes, a multiple of {BLOCK_BYTES}, not {file_bytes}")
+        self.metrics = StorageMetrics()
         self._ops = ops or FileOps()
         self._folder = directory / FOLDER
         self._incarnation = incarnation
@@ -256,11 +258,15 @@ class Journal:
         end = write_fully(self._ops, fd, [head + repeat, *buffers, ZEROS[: padded(length) - length]], position.offset)
         assert end == position.offset + padded(length)
         self._unsynced = (fd, position, head, end)
+        self.metrics.wrote_group(len(rows), padded(length))
 
     def _sync(self) -> None:
         assert self._unsynced is not None, "nothing was written"
         fd, position, head, end = self._unsynced
+        began_us = self._ops.now_us()
         self._ops.fdatasync(fd)
+        self.metrics.journal_syncs += 1
+        self.metrics.journal_sync_seconds.record(self._ops.now_us() - began_us)
         self._unsynced = None
         self._last = (position, head)
         self._synced = self._position = JournalPosition(position.file, end)
@@ -287,6 +293,7 @@ class Journal:
         with self._lock:
             self._in_use[sequence] = (number, self._file_bytes)
         self._position = JournalPosition(sequence, BLOCK_BYTES)
+        self.metrics.journal_files_begun += 1
         return fd
 
     def _after_first_group(self) -> None:
@@ -357,6 +364,8 @@ class Journal:
                 if self._vacant and self._vacant[0] == number:
                     self._vacant.pop(0)
                 self._spares.append(number)
+                self.metrics.journal_files_made += 1
+                self.metrics.journal_made_bytes += self._file_bytes
 
     def _fill(self, path: Path) -> None:
         """Written, not only allocated: blocks never written are slow to sync. Synced piece by piece, not to hold up the group commits."""

@@ -111,6 +111,8 @@ class LogWriter:
         self._touched: list[Path] = []
         self._made: list[Path] = []
         self._full: list[tuple[Path, FileIndex]] = []
+        self.written = 0
+        """Bytes, the headers of new files included."""
 
     def append(
         self, partition: PartitionId, epoch: int, files: Sequence[LogFile], batches: Sequence[Batch], *, taken: Collection[str], roll: bool
@@ -163,6 +165,7 @@ class LogWriter:
                 buffers = []
         written = write_fully(self._ops, fd, buffers, written)
         assert written == position, f"{written} bytes lie in {path}, not {position}"
+        self.written += position - row.size
         if position >= self._file_bytes and index is not None:
             self._full.append((path, index))
         return LogFile(row.name, row.base, expected, position, max_time), first

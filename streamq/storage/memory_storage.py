@@ -14,6 +14,7 @@ from streamq.model.batches import Batch, BatchHeader
 from streamq.model.ids import PartitionId
 from streamq.storage.batch_window import BatchWindow
 from streamq.storage.interface import DamagedRangeError, Identity, Lost, LostBatches, LostState, Run, RunsView, StorageFailedError
+from streamq.storage.metrics import StorageMetrics
 
 __all__ = ["MemoryStorage"]
 
@@ -139,6 +140,7 @@ class MemoryStorage:
     """
 
     def __init__(self, identity: Identity, *, write_s: float = 0.0, sync_s: float = 0.0) -> None:
+        self.metrics = StorageMetrics()
         self._identity = identity
         self._write_s = write_s
         self._sync_s = sync_s
@@ -193,6 +195,9 @@ class MemoryStorage:
     def partitions(self) -> Sequence[PartitionId]:
         return list(self._now.runs)
 
+    def gauges(self) -> Mapping[str, int]:
+        return {}
+
     # --- writing -------------------------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[Batch], states: Sequence[tuple[str, bytes | None]], token: object, *, sync: bool = True) -> None:
@@ -237,6 +242,8 @@ class MemoryStorage:
             await trio.sleep(self._sync_s)
             if self._failure is not None or self._dead:
                 continue
+            self.metrics.journal_groups += 1
+            self.metrics.journal_entries += entries - self._durable
             self._durable = max(self._durable, entries)
             self._give(on_durable, [token for _, token, sync in group if sync])
             self._advance_checkpoint()

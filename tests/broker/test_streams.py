@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from streamq.broker import router
-from streamq.broker.partition import Partition
 from streamq.model.batches import Batch
 from streamq.model.limits import IN_FLIGHT_BYTES_MAX
 from streamq.model.messages import Ack, BrokerState, BrokerStatus, CreateTopic, ReadTip, Records, Subscribe
 from streamq.net.channel import CHANNEL_QUEUE_BYTES_MAX
+from streamq.storage.memory_storage import MemoryStorage
 from streamq.testing import cluster
 from streamq.wire.batch_format import split_batches
 from streamq.wire.framing import Frame
@@ -26,9 +26,11 @@ MiB = 1 << 20
 
 
 async def test_a_hundred_streams_that_read_from_disk_at_once_do_not_overrun_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def from_disk(self: Partition, epoch: int, offset: int, *, max_bytes: int) -> list[Batch]:
+    in_memory = MemoryStorage.recent
+
+    async def from_disk(self: MemoryStorage, partition: bytes, epoch: int, offset: int, *, max_bytes: int) -> list[Batch]:
         await trio.sleep(0.05)
-        return await self.node.storage.read(self.id, epoch, offset, max_bytes=max_bytes)
+        return in_memory(self, partition, epoch, offset, max_bytes=max_bytes) or []
 
     async with cluster(1) as running:
         partitions = await create(running, partitions=100, replicas=1)
@@ -38,7 +40,8 @@ async def test_a_hundred_streams_that_read_from_disk_at_once_do_not_overrun_thei
                 [outcome] = await client.produce(make_batch(view.id, [value]))
                 assert isinstance(outcome, Ack)
         assert len(partitions) * MiB > CHANNEL_QUEUE_BYTES_MAX
-        monkeypatch.setattr(Partition, "read_epoch", from_disk)
+        monkeypatch.setattr(MemoryStorage, "recent", lambda *_, **__: None)
+        monkeypatch.setattr(MemoryStorage, "read", from_disk)
         async with to(running, "b1") as client:
             send, receive = trio.open_memory_channel[Frame](100_000)
             for request, view in enumerate(partitions, 1 << 20):

@@ -125,7 +125,7 @@ class Broker:
                     self.clock,
                     stop=process.stopping,
                     on_serving=process.serving.set,
-                    counters=self.cluster.counters,
+                    metrics=self.cluster.metrics,
                 )
             cause = "stopped"
             if not process.is_dead and not process.stopping.event.is_set():

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import trio
 
+from streamq.broker.metrics import BrokerMetrics
 from streamq.log.replica_state import ReplicaState
 from streamq.metadata.acceptor import AcceptorRecord, Standing
 from streamq.model.ids import Ballot, PartitionId
@@ -39,6 +40,8 @@ class SimulatedCluster:
         self.network = SimulatedNetwork(random.Random(rng.random()))
         self.timeline: list[tuple[float, str, str]] = []
         self.counters: Counter[str] = Counter()
+        self.metrics = BrokerMetrics()
+        """Of all brokers in all their lives."""
         self.violations: list[str] = []
         self.failed = trio.Event()
         self._votes: dict[str, dict[Ballot, tuple[bytes, dict[str, None]]]] = {}

@@ -72,6 +72,7 @@ class _Run:
                 logger.setLevel(level)
             nursery.cancel_scope.cancel()
         counters = cluster.counters
+        counters.update(cluster.metrics.counters())
         violation = "\n".join(cluster.violations) or None
         return Report(self.seed, counters, trio.current_time(), cluster.network.pieces, counters["left"], violation)
 

@@ -39,7 +39,7 @@ MUST_HAPPEN: Final = (
     "acked",
     "read",
     "tips",
-    "takeovers",
+    "takeovers_won",
     "takeovers_lost",
     "restarts",
     "repairs",
@@ -114,6 +114,7 @@ class Run:
                     cluster.fail(f"the run itself failed: {error!r}", error)
             nursery.cancel_scope.cancel()
         counters = cluster.counters
+        counters.update(cluster.metrics.counters())
         faults = sum(count for name, count in counters.items() if name.startswith("fault: "))
         violation = "\n".join(cluster.violations) or None
         return Report(
