@@ -1,4 +1,4 @@
-"""What the operating system says of this process: time on the CPU, memory, files, bytes written."""
+"""What the operating system says of this process: time on the CPU, memory, open files."""
 
 import os
 import time
@@ -22,7 +22,4 @@ def process_usage() -> ProcessUsage:
         gauges["process_memory_bytes"] = int((PROC / "statm").read_text().split()[1]) * PAGE_BYTES
     with suppress(OSError):
         gauges["process_open_files"] = len(os.listdir(PROC / "fd"))
-    with suppress(OSError, ValueError):
-        io = dict(line.split(": ") for line in (PROC / "io").read_text().splitlines())
-        counters["process_written_bytes"] = int(io.get("write_bytes", 0))
     return ProcessUsage(counters, gauges)
