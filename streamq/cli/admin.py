@@ -15,10 +15,10 @@ from typing import Final, TypeVar
 from streamq import __version__
 from streamq.cli.settings import Address, Bootstrap
 from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, UnknownOutcomeError, error_of
-from streamq.model.messages import BrokerState, BrokerStatus, Failure, Hello, Message, Welcome
+from streamq.model.messages import BrokerState, BrokerStatus, Failure, Hello, Message, Metrics, ReadMetrics, Welcome
 from streamq.wire.framing import PREAMBLE, PROTOCOL_VERSIONS, Frame, FrameReader, encode_frame
 
-__all__ = ["Admin", "Connection", "ask_state"]
+__all__ = ["Admin", "Connection", "ask_metrics", "ask_state"]
 
 CONNECT_TIMEOUT_S: Final = 8.0
 """Until the last address is given up; below the ten seconds within which an unreachable cluster has to be reported."""
@@ -192,9 +192,18 @@ def connect_first(bootstrap: Bootstrap, *, timeout_s: float = CONNECT_TIMEOUT_S)
 
 def ask_state(address: Address, *, timeout_s: float = 1.0) -> BrokerState:
     """How the one broker at that address does. Raises OSError or StreamqError."""
+    return _ask_once(address, BrokerStatus(), BrokerState, timeout_s=timeout_s)
+
+
+def ask_metrics(address: Address, *, timeout_s: float = 1.0) -> Metrics:
+    """What the one broker at that address has counted. Raises OSError or StreamqError."""
+    return _ask_once(address, ReadMetrics(), Metrics, timeout_s=timeout_s)
+
+
+def _ask_once(address: Address, message: Message, answer: type[M], *, timeout_s: float) -> M:
     connection = Connection(address, timeout_s=timeout_s)
     try:
-        return connection.request(BrokerStatus(), BrokerState, timeout_s=timeout_s)
+        return connection.request(message, answer, timeout_s=timeout_s)
     finally:
         connection.close()
 

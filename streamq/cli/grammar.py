@@ -130,6 +130,17 @@ def _add_broker(verbs: "Verbs[Parser]") -> None:
     init.add_argument("--founding", required=True, metavar="FILE", help="founding.json of `streamq cluster init`")
     ls = add_verb(verbs, "ls", "broker:ls", "list the brokers of the cluster and how they do")
     add_cluster_options(ls)
+    stats = add_verb(
+        verbs,
+        "stats",
+        "broker_stats:run",
+        "show what brokers have counted since their start: traffic, syncs, latencies, takeovers, memory",
+        epilog="what each name means: deploy/README.md",
+    )
+    add_cluster_options(stats)
+    stats.add_argument("broker", nargs="*", default=[], metavar="BROKER", help="only these (all)")
+    stats.add_argument("--watch", type=positive_float, metavar="SECONDS", help="show again and again what changes, per second")
+    stats.add_argument("-n", "--count", type=positive_int, metavar="N", help="with --watch: stop after so many times")
     rejoin = add_verb(
         verbs, "rejoin", "broker:rejoin", "bring back a broker whose directory is lost, damaged or an old copy, under a new incarnation"
     )

@@ -305,6 +305,26 @@ def test_broker_ls(cluster: LocalCluster) -> None:
     assert [(row["broker"], row["state"]) for row in rows] == [(name, "serving") for name in cluster.names]
 
 
+def test_broker_stats_tell_what_each_broker_has_counted(cluster: LocalCluster) -> None:
+    cluster.run("topic", "create", "counted")
+    cluster.produce("counted", [b"%d" % i for i in range(1_000)])
+    sequencer = cluster.sequencer("counted")
+    rows = {str(row["broker"]): row for row in objects(cluster.run("broker", "stats", "-o", "json").stdout)}
+    assert sorted(rows) == cluster.names
+    counters, histograms = rows[sequencer]["counters"], rows[sequencer]["histograms"]
+    assert isinstance(counters, dict)
+    assert isinstance(histograms, dict)
+    assert counters["records_taken"] >= 1_000
+    assert counters["process_cpu_seconds"] > 0
+    assert 0 < histograms["ack_seconds"]["p50"] <= histograms["ack_seconds"]["max"] < 10
+    text = cluster.run("broker", "stats", sequencer).stdout.decode()
+    assert sequencer in text.splitlines()[0]
+    assert "journal_sync_seconds" in text
+    [row] = objects(cluster.run("broker", "stats", sequencer, "--watch", "0.2", "-n", "1", "-o", "json").stdout)
+    assert 0.1 < float(str(row["seconds"])) < 5
+    assert error(cluster.run("broker", "stats", "b9", "-o", "json", expect=3))["code"] == "unknown_broker"
+
+
 def test_a_broker_that_is_up_does_not_rejoin(cluster: LocalCluster) -> None:
     done = cluster.run("broker", "rejoin", "b1", "--data", str(cluster.directory), "--yes", expect=7)
     assert b"is running" in done.stderr

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from streamq.cli.admin import ask_state
+from streamq.cli.admin import ask_metrics
 from streamq.cli.bench.chart import Line, Panel
 from streamq.cli.bench.clients import Look, run_together
 from streamq.cli.bench.cluster import BenchCluster, bench_cluster
@@ -27,7 +27,7 @@ from streamq.cli.bench.verbs import budget_of, plan_of
 
 __all__ = ["MemoryWatch", "drift", "run"]
 
-TAKEOVERS: Final = "takeovers"
+TAKEOVERS: Final = "takeovers_won"
 """The brokers' counter of those that were carried out."""
 PART_S_MAX: Final = 600.0
 PART_SHARE: Final = 0.4
@@ -95,7 +95,7 @@ class _Unrest:
 
     def _now(self, topic: str, partitions: int) -> tuple[int, int]:
         epochs = sum(self._cluster.epoch(topic, partition)[0] for partition in range(partitions))
-        return epochs, sum(ask_state(broker.address).counters.get(TAKEOVERS, 0) for broker in self._cluster.own.brokers)
+        return epochs, sum(int(ask_metrics(broker.address).counters[TAKEOVERS]) for broker in self._cluster.own.brokers)
 
 
 def run(options: argparse.Namespace) -> int:

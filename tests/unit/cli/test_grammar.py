@@ -30,7 +30,7 @@ ALL = dict(verbs(parser()))
 DEMANDED = {
     *(("dev",), ("demo",), ("produce",), ("tail",), ("doctor",), ("completion",)),
     *(("cluster", verb) for verb in ("start", "stop", "status", "kill", "pause", "resume")),
-    *(("broker", verb) for verb in ("run", "rejoin", "ls")),
+    *(("broker", verb) for verb in ("run", "rejoin", "ls", "stats")),
     *(("topic", verb) for verb in ("create", "ls", "describe", "rm")),
     *(("log", verb) for verb in ("verify", "dump")),
     *(("profile", verb) for verb in ("ls", "use")),
