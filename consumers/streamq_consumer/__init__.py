@@ -3,5 +3,6 @@
 from streamq_consumer.consumer import Consumer
 from streamq_consumer.records import Record, Tip
 from streamq_consumer.settings import ConsumerSettings
+from streamq_consumer.stats import ConsumerStats
 
-__all__ = ["Consumer", "ConsumerSettings", "Record", "Tip"]
+__all__ = ["Consumer", "ConsumerSettings", "ConsumerStats", "Record", "Tip"]

@@ -22,6 +22,7 @@ from streamq_consumer.records import Record, Tip
 from streamq_consumer.session import Tuning
 from streamq_consumer.settings import ConsumerSettings
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
+from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 
 __all__ = ["Consumer", "ConsumerOptions"]
 
@@ -74,6 +75,7 @@ class Consumer:
         self._start = start
         self._cluster = Cluster(bootstrap, timeouts=timeouts, host=host)
         self._lifetime = Lifetime()
+        self._metrics = ConsumerMetrics()
         self._fetcher: Fetcher | None = None
         self._feeds: dict[tuple[str, int], Feed] = {}
         self._current: Feed | None = None
@@ -85,7 +87,7 @@ class Consumer:
         try:
             await self._lifetime.open()
             feeds = await open_feeds(self._cluster, self._assignment, self._start, self._tuning)
-            self._fetcher = Fetcher(self._cluster, self._lifetime)
+            self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
             for feed in feeds:
                 self._feeds[feed.topic, feed.index] = feed
                 self._fetcher.add(feed)
@@ -173,6 +175,19 @@ class Consumer:
     def trouble(self) -> StreamqError | None:
         """Why a partition gets nothing at the moment, if something is wrong; None while all of them are served."""
         return next((feed.session.trouble for feed in self._feeds.values() if feed.session.trouble is not None), None)
+
+    @property
+    def stats(self) -> ConsumerStats:
+        metrics = self._metrics
+        return ConsumerStats(
+            records=metrics.records,
+            batches=metrics.batches,
+            payload_bytes=metrics.payload_bytes,
+            raw_bytes=metrics.raw_bytes,
+            buffered=self._fetcher.buffered_records if self._fetcher is not None else 0,
+            subscriptions=metrics.subscriptions,
+            damaged=metrics.damaged,
+        )
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from streamq.wire.framing import Frame
 from streamq_consumer import session as decided
 from streamq_consumer.feed import Feed
 from streamq_consumer.records import Record, records_of
+from streamq_consumer.stats import ConsumerMetrics
 
 __all__ = ["Fetcher"]
 
@@ -32,10 +33,11 @@ ASKED_AT_ONCE_MAX: Final = 16
 class Fetcher:
     """Invariant: a feed is in `_line` exactly when it `is_listed`, which it is while it has batches."""
 
-    def __init__(self, cluster: Cluster, lifetime: Lifetime) -> None:
+    def __init__(self, cluster: Cluster, lifetime: Lifetime, metrics: ConsumerMetrics) -> None:
         self.feeds: list[Feed] = []
         self._cluster = cluster
         self._lifetime = lifetime
+        self._metrics = metrics
         self._line: deque[Feed] = deque()
         self._failed: list[Feed] = []
         self._news = anyio.Event()
@@ -126,6 +128,7 @@ class Fetcher:
             self._carry_out(feed, effects)
             self._list(feed)
         if damage and attempt == feed.session.attempt:
+            self._metrics.damaged += 1
             feed.leave()
             broken = CorruptDataError(f"{feed.session.source} sent bytes that are damaged: {damage}", code="data_damaged")
             self._carry_out(feed, feed.session.on_ended(attempt, broken, now))
@@ -175,6 +178,7 @@ class Fetcher:
             feed.subscribe(connection, self, effect.attempt)
         except UnavailableError as error:
             return feed.session.on_ended(effect.attempt, error, now)
+        self._metrics.subscriptions += 1
         feed.session.on_subscribed(effect.attempt, now)
         return ()
 
@@ -230,6 +234,7 @@ class Fetcher:
         try:
             records = records_of(feed.topic, feed.index, batch, skip=skip)
         except CorruptDataError as error:
+            self._metrics.damaged += 1
             feed.drop()
             where = f"{feed.topic}/{feed.index} from offset {batch.base} on: {error.message}"
             damage = CorruptDataError(where, code=error.code, hint="streamq log verify finds the damaged file")
@@ -241,4 +246,5 @@ class Fetcher:
             del records[:at]
             if records:
                 feed.skip_before_ms = 0
+        self._metrics.unpacked(batch.header, len(records))
         return records

@@ -13,6 +13,7 @@ from streamq_consumer.consumer import Consumer as AsyncConsumer
 from streamq_consumer.consumer import ConsumerOptions
 from streamq_consumer.records import Record, Tip
 from streamq_consumer.start import Start
+from streamq_consumer.stats import ConsumerStats
 
 __all__ = ["Consumer", "Record", "Tip"]
 
@@ -94,6 +95,13 @@ class Consumer:
     @property
     def trouble(self) -> StreamqError | None:
         return self._consumer.trouble
+
+    @property
+    def stats(self) -> ConsumerStats:
+        async def stats() -> ConsumerStats:
+            return self._consumer.stats
+
+        return self._consumer.stats if self._portal is None else self._portal.call(stats)
 
     def _take_held(self, max_records: int) -> list[Record]:
         taken = self._held[-max_records:][::-1]

@@ -24,7 +24,7 @@ from streamq.wire.framing import Frame
 from streamq_producer.delivery import BatchOutcome
 from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open, Transmit
 from streamq_producer.lane import Lane, SealedBatch
-from streamq_producer.stats import ProducerStats
+from streamq_producer.stats import ProducerMetrics, ProducerStats
 
 __all__ = ["Dispatcher"]
 
@@ -58,6 +58,7 @@ class Dispatcher:
         self._locating: set[str] = set()
         self._unasked: list[BatchOutcome] = []
         self._unasked_more = 0
+        self._metrics = ProducerMetrics()
         self._acked = self._refused = self._unknown = 0
         self._gap_from = 0.0
         self._longest_gap_s = 0.0
@@ -81,7 +82,21 @@ class Dispatcher:
     def stats(self) -> ProducerStats:
         waiting = sum(self.unsettled.values()) + sum(len(lane.rows) for lane in self.lanes)
         retries = sum(lane.session.retries for lane in self.lanes)
-        return ProducerStats(self._acked, self._refused, self._unknown, waiting, retries, self._longest_gap_s)
+        metrics = self._metrics
+        return ProducerStats(
+            acked=self._acked,
+            refused=self._refused,
+            unknown=self._unknown,
+            waiting=waiting,
+            retries=retries,
+            longest_gap_s=self._longest_gap_s,
+            batches=metrics.batches,
+            in_flight=sum(map(len, list(self._awaited.values()))),
+            frames=metrics.frames,
+            raw_bytes=metrics.raw_bytes,
+            payload_bytes=metrics.payload_bytes,
+            ack_seconds=metrics.ack_seconds.snapshot(),
+        )
 
     # --- called by the producer ----------------------------------------------------------------------------------------------
 
@@ -182,6 +197,9 @@ class Dispatcher:
     def _close_batch(self, lane: Lane) -> None:
         now = anyio.current_time()
         entry = lane.seal()
+        sealed = _batch(entry)
+        sealed.closed_at = now
+        self._metrics.closed(sealed.header)
         self.unsettled[lane.outcome] = entry.records
         self._carry_out(lane, lane.session.add(entry, now))
 
@@ -276,6 +294,7 @@ class Dispatcher:
             for group in _grouped(batches):
                 payload = [part for _, batch in group for part in (batch.head, batch.payload)]
                 if connection.is_open:
+                    self._metrics.frames += 1
                     connection.send(Produce(tuple(ticket for ticket, _ in group)), payload=payload)
 
     # --- outcomes ------------------------------------------------------------------------------------------------------------
@@ -286,6 +305,7 @@ class Dispatcher:
         self._gap_from = now
         self._acked += effect.entry.records
         sealed = _batch(effect.entry)
+        self._metrics.acked(now - sealed.closed_at)
         self._settled(sealed)
         sealed.outcome.settle(ack=effect.ack)
 

@@ -20,13 +20,14 @@ __all__ = ["Lane", "SealedBatch"]
 class SealedBatch:
     """The token of a session's entry: the packed records, and the bytes to send once producer id and sequence are known."""
 
-    __slots__ = ("_header", "_numbered", "_payload", "buffered_bytes", "outcome")
+    __slots__ = ("_numbered", "_payload", "buffered_bytes", "closed_at", "header", "outcome")
 
     def __init__(self, header: BatchHeader, payload: bytes, outcome: BatchOutcome, *, buffered_bytes: int) -> None:
         """`buffered_bytes` is what the batch goes on counting for: its size before compression, so that a full buffer is soon stored."""
         self.outcome = outcome
         self.buffered_bytes = buffered_bytes
-        self._header = header
+        self.closed_at = 0.0
+        self.header = header
         self._payload = payload
         self._numbered: Batch | None = None
 
@@ -34,7 +35,7 @@ class SealedBatch:
         """The same bytes for the same numbers, however often it is sent."""
         batch = self._numbered
         if batch is None or batch.header.sequence != sequence or batch.header.producer_epoch != producer_epoch:
-            header = msgspec.structs.replace(self._header, producer=producer, producer_epoch=producer_epoch, sequence=sequence)
+            header = msgspec.structs.replace(self.header, producer=producer, producer_epoch=producer_epoch, sequence=sequence)
             batch = self._numbered = encode_batch(header, self._payload)
         return batch
 

@@ -58,6 +58,10 @@ class HistogramSnapshot(msgspec.Struct, frozen=True, array_like=True):
     max: U63
     buckets: Annotated[dict[Bucket, U63], msgspec.Meta(max_length=BUCKETS)]
 
+    def __repr__(self) -> str:
+        p50, p99 = self.percentile(0.5), self.percentile(0.99)
+        return f"HistogramSnapshot(count={self.count}, p50={p50:g}, p99={p99:g}, max={self.largest:g})"
+
     @property
     def count(self) -> int:
         return sum(self.buckets.values())

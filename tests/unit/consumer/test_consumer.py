@@ -282,6 +282,7 @@ def test_damaged_batches_come_from_another_replica_or_are_a_clear_error(backend:
             async with Consumer(cluster.bootstrap, topics=["t"]) as consumer:
                 assert offsets(await read(consumer, 30)) == list(range(30))
                 assert len(set(asked)) == 2
+                assert consumer.stats.damaged >= 1
             is_everywhere = True
             async with Consumer(cluster.bootstrap, topics=["t"]) as consumer:
                 assert offsets(await read(consumer, 10)) == list(range(10))
@@ -389,6 +390,8 @@ def test_the_blocking_twin_has_the_same_names(backend: str) -> None:
             assert consumer.tip("t", 0).high_watermark == 50
             assert len(consumer.fetch(100)) == 10
             assert consumer.fetch(100, timeout=0.05) == []
+            assert consumer.stats.records >= 30
+        assert consumer.stats.buffered == 0
 
     async def body() -> None:
         async with fake_cluster() as cluster:
