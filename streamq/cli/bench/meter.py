@@ -12,9 +12,9 @@ from typing import Final
 import msgspec
 import trio
 
-from streamq.cli.bench.histogram import Histogram
 from streamq.cli.bench.plan import Outcome, Plan, Sample
 from streamq.cli.bench.usage import CLIENT, Reading, disk_written_bytes, read_process, usage_since
+from streamq.model.metrics import Histogram, HistogramSnapshot
 
 __all__ = ["Meter", "Ready"]
 
@@ -24,6 +24,7 @@ Ready = Callable[[], Awaitable[None]]
 SAMPLES_MAX: Final = 600
 """Of these, neighbours are joined and the interval is doubled when there would be more."""
 FIRST_INTERVAL_S: Final = 0.1
+US_PER_S: Final = 1_000_000
 
 
 class Meter:
@@ -31,7 +32,7 @@ class Meter:
         self.records: Callable[[], int] = lambda: 0
         """How many records the load has done so far; replaced by the load."""
         self.wire_bytes: Callable[[], int] = lambda: 0
-        self.latencies = Histogram()
+        self.latencies = Histogram(US_PER_S)
         self.more: dict[str, float] = {}
         self.stop = trio.Event()
         """Set when a load that goes on until it is told has to end."""
@@ -39,7 +40,7 @@ class Meter:
         self.acked: tuple[int, ...] = ()
         self._plan = plan
         self._pids = {CLIENT: os.getpid(), **plan.pids}
-        self._recent = Histogram()
+        self._recent = Histogram(US_PER_S)
         self._interval_s = FIRST_INTERVAL_S
         self._series: list[Sample] = []
         self._readings: dict[str, Reading] = {}
@@ -54,14 +55,16 @@ class Meter:
         self._begun_disk = await self._disk_bytes()
         self._readings = {name: reading for name, pid in self._pids.items() if (reading := read_process(pid)) is not None}
         self._begun = (self.records(), self.wire_bytes())
-        self.latencies, self._recent = Histogram(), Histogram()
+        self.latencies, self._recent = Histogram(US_PER_S), Histogram(US_PER_S)
         self._begun_cpu_s = time.process_time()
         self._begun_at = time.perf_counter()
         self._has_begun.set()
 
     def latency(self, duration_s: float, count: int = 1) -> None:
-        self.latencies.record(duration_s, count)
-        self._recent.record(duration_s, count)
+        """A negative one, as of a clock that was set, counts as none."""
+        duration_us = max(0, int(duration_s * US_PER_S))
+        self.latencies.record(duration_us, count)
+        self._recent.record(duration_us, count)
 
     async def end(self, *, raw_bytes_per_record: float) -> None:
         """Freezes the figures; then waits for what the brokers still have to write, and counts it."""
@@ -74,13 +77,14 @@ class Meter:
         )
         await trio.sleep(self._plan.settle_s)
         disk = await self._disk_bytes()
+        latencies = self.latencies.snapshot()
         self._outcome = Outcome(
             seconds=seconds,
             records=records,
             raw_bytes=round(records * raw_bytes_per_record),
             wire_bytes=wire,
-            latencies=self.latencies.count,
-            latency=dict(self.latencies.summary()) if self.latencies.count else {},
+            latencies=latencies.count,
+            latency=milliseconds(latencies) if latencies.buckets else {},
             usage=usage,
             disk_bytes=None if disk is None or self._begun_disk is None else disk - self._begun_disk,
             series=tuple(self._series),
@@ -108,7 +112,7 @@ class Meter:
         while self._outcome is None:
             await trio.sleep(self._interval_s)
             now, total = time.perf_counter(), self.records()
-            recent, self._recent = self._recent, Histogram()
+            recent, self._recent = self._recent.snapshot(), Histogram(US_PER_S)
             self._series.append(
                 Sample(
                     at_s=round(now - self._begun_at, 3),
@@ -121,6 +125,12 @@ class Meter:
             if len(self._series) >= SAMPLES_MAX:
                 self._series = joined(self._series)
                 self._interval_s *= 2
+
+
+def milliseconds(latencies: HistogramSnapshot) -> dict[str, float]:
+    """As reports show them."""
+    places = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999, "max_ms": 1.0}
+    return {name: round(latencies.percentile(fraction) * 1000, 3) for name, fraction in places.items()}
 
 
 def joined(samples: list[Sample]) -> list[Sample]:
