@@ -216,7 +216,7 @@ class Requests:
         identity = node.identity
         register = BrokerRegister(node.broker, node.me.incarnation, *node.config.address, node.config.rack, identity.starts)
         sequencing = sum(p.sequencing is not None for p in partitions)
-        return BrokerState(register, node.state, len(partitions), sequencing, limbo)
+        return BrokerState(register, node.state, len(partitions), sequencing, limbo, node.metrics.counters())
 
     async def _read_metrics(self, session: Session, frame: Frame) -> Message:
         return read_metrics(self.node, self._usage)

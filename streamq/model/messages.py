@@ -169,6 +169,8 @@ class BrokerState(Message, frozen=True, tag=20):
     partitions: U63
     sequencing: U63
     limbo: U63
+    counters: dict[Name, U63]
+    """Those of the broker itself; `ReadMetrics` asks for all."""
 
 
 class Stop(Message, frozen=True, tag=21):
