@@ -5,7 +5,9 @@ hold for whoever uses it: a write or sync that raises is never tried again (P-15
 only once its directory has been synced.
 """
 
+import errno
 import fcntl
+import mmap
 import os
 import time
 from collections.abc import Sequence
@@ -16,14 +18,27 @@ __all__ = ["FileOps", "replace_file", "write_fully"]
 
 BUFFERS_PER_WRITE_MAX: Final = 512
 """Half of Linux's limit on the buffers of one `pwritev`."""
+O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 
 
 class FileOps:
     """Each method is one system call (or a loop over one) and raises OSError as that does."""
 
+    block_bytes: int = mmap.PAGESIZE
+    """What positions, lengths and memory have to be multiples of where a file was opened by `open_direct`."""
+
     def open(self, path: Path, *, create: bool = False) -> int:
         """For reading and writing; `create` makes the file anew, empty."""
         return os.open(path, os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0), 0o644)
+
+    def open_direct(self, path: Path) -> int | None:
+        """For writing whole blocks past the page cache; None where the system or the file system has no such thing."""
+        try:
+            return os.open(path, os.O_RDWR | O_DIRECT) if O_DIRECT else None
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
 
     def open_to_read(self, path: Path) -> int:
         return os.open(path, os.O_RDONLY)
@@ -50,7 +65,7 @@ class FileOps:
         """May return less than asked for at the end of the file."""
         return os.pread(fd, length, offset)
 
-    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         """May write less than asked for: see `write_fully`."""
         return os.pwritev(fd, buffers, offset)
 
@@ -114,7 +129,7 @@ class FileOps:
             os.close(fd)
 
 
-def write_fully(ops: FileOps, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+def write_fully(ops: FileOps, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
     """Writes all buffers one behind the other from `offset` on, whatever the system call leaves over. Returns the offset behind them."""
     for first in range(0, len(buffers), BUFFERS_PER_WRITE_MAX):
         rest = [buffer for buffer in buffers[first : first + BUFFERS_PER_WRITE_MAX] if buffer]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from streamq.model.errors import CorruptDataError
 from streamq.model.ids import Incarnation, PartitionId
+from streamq.storage.appender import Piece
 from streamq.storage.checkpoint import COPIES, Checkpoint, RunRow, encode_checkpoint, load_copy, save_copy
 from streamq.storage.disk_runs import FlushedRun, RunFlush, Snapshot
 from streamq.storage.file_ops import FileOps
@@ -78,6 +79,7 @@ class Flusher:
         self._may_overwrite = may_overwrite
         self._has_swept = False
         self._ops = ops
+        self._piece = Piece(ops)
         self._durable_folders: set[Path] = set()
 
     def flush(self, order: FlushOrder) -> FlushResult:
@@ -90,6 +92,7 @@ class Flusher:
             incarnation=self._incarnation,
             file_bytes=self._log_file_bytes,
             ops=self._ops,
+            piece=self._piece,
             indexes=self._indexes,
             durable_folders=self._durable_folders,
         )

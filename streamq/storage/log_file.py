@@ -17,6 +17,7 @@ import msgspec
 
 from streamq.model.batches import BATCH_HEADER_BYTES, Batch
 from streamq.model.ids import Incarnation, PartitionId
+from streamq.storage.appender import Appender, Piece
 from streamq.storage.file_ops import FileOps, write_fully
 from streamq.storage.log_index import FileIndex, IndexCache, save_index
 
@@ -33,8 +34,6 @@ __all__ = [
 ]
 
 LOG_HEADER_BYTES: Final = 128
-WRITE_BYTES: Final = 4 << 20
-"""Buffers gathered for one write."""
 OPEN_FILES_MAX: Final = 256
 """Written and not yet synced."""
 FORMAT_VERSION: Final = 1
@@ -94,16 +93,25 @@ def decode_file_header(content: bytes) -> LogFileHeader | None:
 
 
 class LogWriter:
-    """Extends log files in large writes, for one flush, in one thread; nothing counts before `sync`. Raises OSError as the system does."""
+    """Extends log files, for one flush, in one thread; nothing counts before `sync`. Raises OSError as the system does."""
 
     def __init__(
-        self, directory: Path, *, incarnation: Incarnation, file_bytes: int, ops: FileOps, indexes: IndexCache, durable_folders: set[Path]
+        self,
+        directory: Path,
+        *,
+        incarnation: Incarnation,
+        file_bytes: int,
+        ops: FileOps,
+        piece: Piece,
+        indexes: IndexCache,
+        durable_folders: set[Path],
     ) -> None:
         """`durable_folders` are the partitions' folders that this start knows to be durable; those that `sync` makes so are added."""
         self._directory = directory
         self._incarnation = incarnation
         self._file_bytes = file_bytes
         self._ops = ops
+        self._piece = piece
         self._indexes = indexes
         self._open: list[int] = []
         self._durable_folders = durable_folders
@@ -145,25 +153,24 @@ class LogWriter:
             fd, index, position = self._ops.open(path), self._indexes.known(path), row.size
         self._open.append(fd)
         self._touched.append(path)
-        buffers: list[bytes] = []
-        written, expected, max_time = position, row.end, row.max_time
-        while first < len(batches) and position < self._file_bytes:
-            batch = batches[first]
-            header = batch.header
-            assert header.base == expected, f"a batch at {header.base} where {expected} is due"
-            buffers.append(batch.head)
-            buffers.append(batch.payload)
-            if index is not None:
-                index.note(header, position)
-            position += BATCH_HEADER_BYTES + len(batch.payload)
-            expected = header.base + header.records
-            max_time = max(max_time, header.max_timestamp)
-            first += 1
-            if position - written >= WRITE_BYTES:
-                written = write_fully(self._ops, fd, buffers, written)
-                self._ops.fdatasync(fd)  # piece by piece, not to hold up the group commits
-                buffers = []
-        written = write_fully(self._ops, fd, buffers, written)
+        appender = Appender(self._ops, path, fd, position, self._piece)
+        expected, max_time = row.end, row.max_time
+        try:
+            while first < len(batches) and position < self._file_bytes:
+                batch = batches[first]
+                header = batch.header
+                assert header.base == expected, f"a batch at {header.base} where {expected} is due"
+                appender.add(batch.head)
+                appender.add(batch.payload)
+                if index is not None:
+                    index.note(header, position)
+                position += BATCH_HEADER_BYTES + len(batch.payload)
+                expected = header.base + header.records
+                max_time = max(max_time, header.max_timestamp)
+                first += 1
+            written = appender.finish()
+        finally:
+            appender.close()
         assert written == position, f"{written} bytes lie in {path}, not {position}"
         self.written += position - row.size
         if position >= self._file_bytes and index is not None:

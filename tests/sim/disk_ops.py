@@ -21,6 +21,9 @@ class HostCrashError(Exception):
 class SimulatedOps(FileOps):
     """Of one process: once it is dead every call raises HostCrashError, so that nothing of it acts on the next one's files."""
 
+    block_bytes = 16
+    """So that the small files of the simulation have whole blocks, too."""
+
     def __init__(self, disk: "SimulatedDisk") -> None:
         self._disk = disk
         self._open: dict[int, tuple[Path, SimulatedFile]] = {}
@@ -51,6 +54,9 @@ class SimulatedOps(FileOps):
                 self._disk.end()
             return self.open_to_read(path)
 
+    def open_direct(self, path: Path) -> int | None:
+        return self.open_to_read(path)  # no page cache is simulated for what succeeds
+
     def open_to_read(self, path: Path) -> int:
         with self._disk.lock:
             self._check_alive()
@@ -79,7 +85,7 @@ class SimulatedOps(FileOps):
             self._check_alive()
             return bytes(self._open[fd][1].content[offset : offset + length])
 
-    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         with self._disk.lock:
             self._begin("write")
             path, file = self._open[fd]
