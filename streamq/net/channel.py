@@ -6,7 +6,11 @@ whatever it triggers is decided without a task switch; what takes longer is star
 """
 
 import os
+import socket
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 import trio
@@ -21,7 +25,11 @@ __all__ = ["CHANNEL_QUEUE_BYTES_MAX", "Channel", "ChannelClosedError"]
 
 CHANNEL_QUEUE_BYTES_MAX: Final = 64 * MiB
 RECEIVE_BYTES: Final = 256 * 1024
-PUSH_BYTES_MAX: Final = 64 * 1024
+RECEIVE_BYTES_MAX: Final = 1 * MiB
+AWAIT_BYTES_MAX: Final = 512 * 1024
+"""Of a large frame so much is waited for, if so much is lacking, before it is looked at again."""
+BUFFERS_PER_WRITE_MAX: Final = 512
+"""Half of Linux's limit on the buffers of one `writev`."""
 JOIN_BYTES_MAX: Final = 1 * MiB
 SEND_STALL_S: Final = 20.0
 """A peer that takes nothing for so long is taken for gone."""
@@ -57,7 +65,7 @@ class Channel:
         self.queued_bytes = 0
         self._stream = stream
         self._reader = reader or FrameReader()
-        self._out: list[bytes] = []
+        self._out: deque[bytes | memoryview] = deque()
         self._wake = trio.Event()
         self._drained = trio.Event()
         self._requests: dict[int, _Waiting] = {}
@@ -66,6 +74,8 @@ class Channel:
         self._sending_since: float | None = None
         self._is_writing = False
         self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
+        self._may_have_more = False
+        self._awaited_bytes = 1
 
     def __repr__(self) -> str:
         return f"<Channel {self.name}{' closed' if self.is_closed else ''}>"
@@ -90,24 +100,15 @@ class Channel:
             self.close(f"{self.name} does not read what it asked for")
 
     def push(self) -> None:
-        """Writes what is gathered to the socket at once if that takes no waiting; the writing task does the rest.
+        """Gives what is gathered to the socket at once as far as that takes no waiting; the writing task does the rest.
 
         Waking that task costs two passes of the scheduler, which one small batch in flight feels at each of its four hops.
         """
-        if not self._out:
-            return
-        if self._fd >= 0 and not self._is_writing and self.queued_bytes <= PUSH_BYTES_MAX:
-            chunk = b"".join(self._out)
-            try:
-                sent = os.write(self._fd, chunk)
-            except OSError:
-                sent = 0  # full, or broken: the writing task finds out which
-            self._out = [chunk[sent:]] if sent < len(chunk) else []
-            self.queued_bytes -= sent
-            if not self._out:
-                self._drained.set()
-                return
-        self._wake.set()
+        if self._out and self._fd >= 0 and not self._is_writing:
+            with suppress(OSError):  # full, or broken: the writing task finds out which
+                self._write_some(self._fd)
+        if self._out:
+            self._wake.set()
 
     async def request(self, message: Message, *, payload: Iterable[bytes] = (), timeout_s: float) -> Frame:
         """Sends and waits for the answer. A `Failure` is raised as its error; UnavailableError `timed_out` when none came in time.
@@ -202,10 +203,10 @@ class Channel:
     ) -> None:
         reader = self._reader
         while not self.is_closed:
-            data = await self._stream.receive_some(RECEIVE_BYTES)
+            data = await self._receive()
             if not data:
                 return
-            self._take(bytes(data), deliver, after_chunk)
+            self._take(data, deliver, after_chunk)
             if budget is not None and reader.missing > LARGE_FRAME_BYTES:
                 held = await budget.acquire(reader.missing)
                 try:
@@ -230,12 +231,46 @@ class Channel:
         """The rest of one large frame, which holds a share of the budget and so has a deadline."""
         with trio.move_on_after(FRAME_STALL_S):
             while self._reader.missing > LARGE_FRAME_BYTES:
-                data = await self._stream.receive_some(RECEIVE_BYTES)
+                data = await self._receive()
                 if not data:
                     return
-                self._take(bytes(data), deliver, after_chunk)
+                self._take(data, deliver, after_chunk)
             return
         raise ProtocolError(f"{self.name} left a frame incomplete for {FRAME_STALL_S:g} s", code="protocol")
+
+    async def _receive(self) -> bytes:
+        """What is there, at least a byte; of a large frame as much as can be had with few wake-ups. b"" at the end.
+
+        On a socket without trio's own stream: that tries in vain before it waits, each time, and wakes for every piece of a large frame.
+        """
+        missing = self._reader.missing
+        size = min(max(missing, RECEIVE_BYTES), RECEIVE_BYTES_MAX)
+        if self._fd < 0:
+            return bytes(await self._stream.receive_some(size))
+        self._await_bytes(min(missing, AWAIT_BYTES_MAX) if missing > LARGE_FRAME_BYTES else 1)
+        while True:
+            if self._may_have_more:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
+            if self.is_closed:
+                return b""
+            try:
+                data = os.read(self._fd, size)
+            except BlockingIOError:
+                self._may_have_more = False
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+            else:
+                self._may_have_more = len(data) == size
+                return data
+
+    def _await_bytes(self, count: int) -> None:
+        """From how many bytes on the socket is readable; the system wakes for less when its buffer is full, or the other side has left."""
+        if count != self._awaited_bytes:
+            assert isinstance(self._stream, trio.SocketStream)
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+            self._awaited_bytes = count
 
     async def _write(self) -> None:
         while True:
@@ -245,24 +280,58 @@ class Channel:
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
-            out, self._out = self._out, []
             self._is_writing = True
-            for chunk in _gather(out):
-                self._sending_since = trio.current_time()
-                await self._stream.send_all(chunk)
-                self.queued_bytes = max(0, self.queued_bytes - len(chunk))
-                self._drained.set()
+            if self._fd >= 0:
+                await self._write_to_socket(self._fd)
+            else:
+                await self._write_to_stream()
             self._sending_since = None
             self._is_writing = False
+
+    async def _write_to_socket(self, fd: int) -> None:
+        """Until nothing is queued. The descriptor stays this socket's: it is closed only after this task has ended."""
+        while self._out:
+            try:
+                self._write_some(fd)
+            except BlockingIOError:
+                if self._sending_since is None:
+                    self._sending_since = trio.current_time()
+                await trio.lowlevel.wait_writable(fd)
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+            else:
+                self._sending_since = None
+                await trio.lowlevel.checkpoint()
+
+    def _write_some(self, fd: int) -> None:
+        """One system call for as many frames as it takes. Raises OSError, BlockingIOError when the socket is full."""
+        out = self._out
+        sent = os.writev(fd, [*islice(out, BUFFERS_PER_WRITE_MAX)])
+        self.queued_bytes -= sent
+        while sent:
+            first = out.popleft()
+            sent -= len(first)
+            if sent < 0:
+                out.appendleft(memoryview(first)[sent:])
+                break
+        self._drained.set()
+
+    async def _write_to_stream(self) -> None:
+        out, self._out = self._out, deque()
+        for chunk in _gather(out):
+            self._sending_since = trio.current_time()
+            await self._stream.send_all(chunk)
+            self.queued_bytes = max(0, self.queued_bytes - len(chunk))
+            self._drained.set()
 
 
 def failure_error(failure: Failure) -> StreamqError:
     return error_of(failure.code, failure.message, hint=failure.hint, sequencer=failure.sequencer)
 
 
-def _gather(buffers: list[bytes]) -> Iterable[bytes]:
+def _gather(buffers: Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:
     """Small buffers joined, so that one system call takes many frames; never more than JOIN_BYTES_MAX copied at once."""
-    group: list[bytes] = []
+    group: list[bytes | memoryview] = []
     size = 0
     for buffer in buffers:
         if group and size + len(buffer) > JOIN_BYTES_MAX:
