@@ -21,6 +21,7 @@ from streamq.broker.readmission import Readmissions, join_cluster
 from streamq.broker.refills import Refills
 from streamq.broker.registers import Registers
 from streamq.broker.requests import Requests
+from streamq.broker.retention import Trims
 from streamq.broker.router import BrokerRouter
 from streamq.broker.server import Server
 from streamq.broker.successions import Successions
@@ -32,7 +33,7 @@ from streamq.model.messages import AnyMessage, Message
 from streamq.model.registers import BrokerRegister, broker_key
 from streamq.net.network import Network
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown, Storage
-from streamq.wire.codec import decode_value, encode
+from streamq.wire.codec import decode_value
 
 __all__ = ["Stopping", "load_partitions", "run_broker"]
 
@@ -110,9 +111,13 @@ def load_partitions(node: Node) -> None:
             partition.carry_out(partition.replica.enter_limbo_of(partition.replica.memory_epochs()))
 
     def tables() -> Sequence[tuple[str, bytes]]:
-        return [(table_key(p.id), encode(p.replica.table.snapshot())) for p in node.partitions.values() if p.replica.table.position]
+        return [(table_key(p.id), p.encoded_table()) for p in node.partitions.values() if p.replica.table.position]
 
-    storage.at_checkpoint(tables)
+    def kept() -> None:
+        for partition in list(node.partitions.values()):
+            partition.on_checkpoint()
+
+    storage.at_checkpoint(tables, kept)
 
 
 def _table(storage: Storage, partition: PartitionId) -> IdempotenceTable | None:
@@ -202,6 +207,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     nursery.start_soon(node.tell_watermarks, WATERMARK_INTERVAL_S, name="watermarks")
     nursery.start_soon(successions.run, name="successions")
     nursery.start_soon(Refills(node).run, name="refills")
+    nursery.start_soon(Trims(node).run, name="trims")
     nursery.start_soon(_learn, node, successions, name="learn")
     nursery.start_soon(_learn_addresses, node, name="addresses")
     on_serving()

@@ -62,6 +62,10 @@ class BrokerMetrics(MetricSet):
         self.repairs = 0
         self.handoffs = 0
         self.cuts = 0
+        self.renames = 0
+        # retention
+        self.trims = 0
+        self.tables_fetched = 0
         # damage
         self.limbo = 0
         self.damaged_ranges = 0

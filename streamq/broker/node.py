@@ -15,6 +15,7 @@ from streamq.broker.metrics import BrokerMetrics
 from streamq.broker.peers import Peer, Peers
 from streamq.broker.registers import Registers
 from streamq.broker.session import Session
+from streamq.log.table_copy import TablesGiven
 from streamq.model.ids import Member, PartitionId
 from streamq.model.limits import IN_FLIGHT_BYTES_MAX
 from streamq.model.registers import PartitionRegister
@@ -88,6 +89,7 @@ class Node:
         self.state = "starting"
         self.has_forgotten = False
         """P-29: in limbo for every partition that is not known here, until the registers were read."""
+        self.tables = TablesGiven()
         self.in_flight_bytes = 0
         self._room = trio.Event()
         # Ordered, as sets of objects are not: the same run, made again, does the same in the same order.

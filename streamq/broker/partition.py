@@ -9,6 +9,7 @@ import trio
 
 from streamq.broker.node import Node
 from streamq.broker.subscription import Subscription
+from streamq.broker.tables import fetch_table
 from streamq.log.effects import Advanced, Alarm, Cut, Effect, Persist, Reply
 from streamq.log.idempotence import IdempotenceTable
 from streamq.log.replica import Readable, Replica, Unreadable
@@ -69,6 +70,10 @@ class Partition:
         """Brokers that could not take over when a takeover here was deferred to them, and from which epoch."""
         self.newest_epoch = (self.replica.state.opened, trio.current_time())
         """And when this broker learned of it."""
+        self.tables_of = self.replica.table.position
+        """Of the table that the checkpoint under way holds."""
+        self._encoded_table = b""
+        self._given_back = 0
         self._mending: dict[DamagedRange, trio.Event] = {}
 
     def __repr__(self) -> str:
@@ -128,6 +133,12 @@ class Partition:
         """A completed change or quorum read returned this register."""
         if register.id == self.id and not register.deleted:
             self.carry_out(self.replica.on_learn(register))
+            self.heard(register)
+
+    def heard(self, register: PartitionRegister) -> None:
+        """The sequencer here goes by the newest settings and start offset of its epoch, and tells them."""
+        if self.sequencing is not None:
+            self.sequencing.learn(register)
 
     # --- reading
 
@@ -230,6 +241,12 @@ class Partition:
         others = [m.broker for m in segment.replicas if m.broker != self.node.broker] if segment else []
         return sorted(others, key=lambda broker: not self.node.peers.is_alive(broker))
 
+    def others(self) -> list[str]:
+        """Other brokers that hold, or held, something of this partition: those that are alive first, of the newest segments first."""
+        names = dict.fromkeys(m.broker for segment in reversed(self.replica.state.chain) for m in segment.replicas)
+        others = [broker for broker in names if broker != self.node.broker]
+        return sorted(others, key=lambda broker: not self.node.peers.is_alive(broker))
+
     async def _mend(self, damage: DamagedRangeError) -> None:
         """Of a damaged range that a read has met; raises the damage when no other replica can give it."""
         damaged = DamagedRange(damage.epoch, damage.base, damage.end)
@@ -270,8 +287,8 @@ class Partition:
                     batches = await self.fetch(source, damage.epoch, offset, damage.end)
                 except StreamqError as error:
                     log.info("%s: %s cannot give offset %d: %s", self.name, source, offset, error)
-                if batches and batches[0].base == offset:
-                    break
+                if batches and batches[0].base <= offset < batches[0].end:
+                    break  # a range that begins at the start offset may begin inside a batch (P-41)
                 batches = []
             if not batches:
                 raise failure
@@ -281,8 +298,17 @@ class Partition:
     # --- idempotence
 
     async def fold(self) -> None:
-        """Brings the idempotence table up to what is committed here (P-34); returns when it can go no further."""
-        while (needed := self.replica.fold_needed()) is not None:
+        """Brings the idempotence table up to what is committed here (P-34); returns when it can go no further.
+
+        Where headers below the start offset are gone it goes on from another replica's table. Raises UnavailableError when none gives it.
+        """
+        while True:
+            needed = self.replica.fold_needed()
+            if needed is None:
+                if not self.replica.table_needed():
+                    return
+                await fetch_table(self)
+                continue
             epoch, offset = needed
             try:
                 headers = await self.node.storage.headers(self.id, epoch, offset, max_batches=FOLD_BATCHES)
@@ -292,6 +318,27 @@ class Partition:
             if not headers:
                 return
             self.replica.on_headers(epoch, headers)
+
+    # --- trimming
+
+    def give_back(self) -> None:
+        """Has storage forget what may be forgotten by now (P-41)."""
+        trimmable = self.replica.trimmable
+        if trimmable > self._given_back and not self.is_dropped:
+            self._given_back = trimmable
+            self.node.storage.trim(self.id, trimmable)
+
+    def encoded_table(self) -> bytes:
+        """The idempotence table for the checkpoint that begins now. Of an idle partition it is the one that was encoded before."""
+        table = self.replica.table
+        if self.tables_of != table.position or not self._encoded_table:
+            self.tables_of, self._encoded_table = table.position, encode(table.snapshot())
+        return self._encoded_table
+
+    def on_checkpoint(self) -> None:
+        """The one that was collected last is durable."""
+        if self.tables_of > self.replica.table_kept:
+            self.carry_out(self.replica.on_table_kept(self.tables_of))
 
     def drop(self) -> None:
         """The topic is deleted: everything of this partition goes."""

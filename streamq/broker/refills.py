@@ -9,9 +9,9 @@ from streamq.broker.node import FORGOTTEN_KEY, Node
 from streamq.broker.partition import Partition, nothing
 from streamq.log.replica import Wanted
 from streamq.log.replica_state import ReplicaState
-from streamq.metadata.changes import name_holder
+from streamq.metadata.changes import name_holders
 from streamq.model.errors import StreamqError, UnavailableError
-from streamq.model.registers import PartitionRegister, Segment, partition_key
+from streamq.model.registers import PartitionRegister, partition_key
 
 __all__ = ["Refills"]
 
@@ -69,6 +69,7 @@ class Refills:
             or replica.wanted() is not None
             or bool(replica.renames())
             or replica.fold_needed() is not None
+            or replica.table_needed()
         )
 
     async def _refill(self, partition: Partition) -> None:
@@ -78,9 +79,8 @@ class Refills:
                 while not partition.is_dropped and (wanted := partition.replica.wanted()) is not None:
                     await self._copy(partition, wanted)
                 await partition.mend_all()
-                for segment in partition.replica.renames():
-                    await self._rename(partition, segment)
                 await partition.fold()
+                await self._rename(partition)
         except StreamqError as error:
             log.info("%s: refilling paused: %s", partition.name, error)
             await trio.sleep(CHECK_INTERVAL_S)
@@ -128,17 +128,23 @@ class Refills:
                     await partition.stored.park()
             await trio.sleep(PAUSE_S)
             return
+        # It may have been trimmed, and the news of it was missed here (P-41).
+        partition.learn(await self._register_of(partition))
+        if partition.replica.wanted() != wanted:
+            return
         raise UnavailableError(
             f"no replica can give epoch {wanted.epoch} from offset {wanted.offset} on (asked: {', '.join(sources) or 'nobody'})",
             code="unavailable",
         )
 
-    async def _rename(self, partition: Partition, segment: Segment) -> None:
+    async def _rename(self, partition: Partition) -> None:
+        """One change for all segments that are held by now: a partition may have thousands."""
         state, me = partition.replica.state, self.node.me
-        gone = segment.member(me.broker)
-        if gone is None or gone == me:
+        gone = {segment.epoch: named for segment in partition.replica.renames() if (named := segment.member(me.broker)) is not None}
+        if not gone or partition.is_dropped:
             return
-        change = name_holder(state.topic, state.index, partition=partition.id, epoch=segment.epoch, gone=gone, holder=me)
+        change = name_holders(state.topic, state.index, partition=partition.id, gone=gone, holder=me)
         register = await self.node.registers.change_as(PartitionRegister, partition_key(state.topic, state.index), change)
+        self.node.metrics.renames += 1
         partition.learn(register)
-        log.info("%s: holder of epoch %d again", partition.name, segment.epoch)
+        log.info("%s: holder of epochs %d to %d again", partition.name, min(gone), max(gone))

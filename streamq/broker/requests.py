@@ -33,6 +33,7 @@ from streamq.model.messages import (
     OffsetFound,
     Ok,
     ReadMetrics,
+    ReadTable,
     ReadTip,
     Rejoin,
     Stop,
@@ -51,7 +52,7 @@ log = logging.getLogger(__name__)
 
 TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
-QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy)
+QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy, ReadTable)
 """Requests that change nothing: cancelled when their connection ends."""
 IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
 """Requests that are carried out by a broker that does not serve (yet, or any more), too."""
@@ -81,6 +82,7 @@ class Requests:
             ReadTip: self._read_tip,
             FindOffset: self._find_offset,
             Copy: self._copy,
+            ReadTable: self._read_table,
             TakeOver: self._take_over,
             Rejoin: self._rejoin,
         }
@@ -103,7 +105,7 @@ class Requests:
     async def _run(self, task: Task, session: Session, frame: Frame) -> None:
         try:
             # Who takes over from a broker that stops may have to copy from it first.
-            is_leaving = self.node.state == "stopping" and isinstance(frame.message, Copy)
+            is_leaving = self.node.state == "stopping" and isinstance(frame.message, Copy | ReadTable)
             if self.node.state != "serving" and not is_leaving and not isinstance(frame.message, IN_ANY_STATE):
                 raise UnavailableError(
                     f"broker {self.node.broker} is {self.node.state}", code="not_ready", hint="try again, or ask another broker"
@@ -139,8 +141,8 @@ class Requests:
     async def _read_tip(self, session: Session, frame: Frame) -> Message:
         message = frame.message
         assert isinstance(message, ReadTip)
-        result, register = await read_tip(self.node, message.topic, message.index, deadline_s=TIP_DEADLINE_S)
-        return TipRead(result.epoch, result.high_watermark, register.start_offset, result.answered)
+        result, _ = await read_tip(self.node, message.topic, message.index, deadline_s=TIP_DEADLINE_S)
+        return TipRead(result.epoch, result.high_watermark, result.start_offset, result.answered)
 
     async def _find_offset(self, session: Session, frame: Frame) -> Message:
         message = frame.message
@@ -153,7 +155,7 @@ class Requests:
         for segment in replica.state.chain:
             found = await self.node.storage.find_time(partition.id, segment.epoch, message.timestamp_ms)
             if found is not None:
-                return OffsetFound(min(found, tip))
+                return OffsetFound(max(min(found, tip), replica.start_offset))
             # What this replica lacks may be what is asked for: never answer with what comes after it.
             tail = replica.local_tail(segment.epoch)
             if segment.end is not None and (tail is None or tail < segment.end):
@@ -171,6 +173,16 @@ class Requests:
         if partition is None:
             raise unknown_partition(message.partition)
         return await partition.copy(message)
+
+    async def _read_table(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, ReadTable)
+        need_broker(session)
+        partition = self.node.partitions.get(message.partition)
+        if partition is None:
+            raise unknown_partition(message.partition)
+        await trio.lowlevel.checkpoint()
+        return self.node.tables.page(message, partition.replica.table)
 
     async def _take_over(self, session: Session, frame: Frame) -> Message:
         message = frame.message

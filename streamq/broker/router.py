@@ -233,6 +233,7 @@ class BrokerRouter:
             raise ProtocolError(f"an open carries a broken chain: {fault}", code="protocol")
         partition = self.successions.partition(register.id)
         partition.carry_out(partition.replica.on_open(register, ReplyTo(session, frame.request)))
+        partition.heard(register)
 
     def _to_acceptor(self, session: Session, frame: Frame) -> None:
         if not isinstance(frame.message, ReadVoters):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from streamq.broker.session import Session
+from streamq.log.retention import Retention
 from streamq.log.sequencer import Acked, Assigned, Duplicate, Progress, Refused, Sequencer, Waiting
 from streamq.model.batches import Batch
 from streamq.model.errors import StreamqError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from streamq.broker.peers import Peer
     from streamq.model.messages import Message
 
-__all__ = ["Sequencing", "Ticket"]
+__all__ = ["Follower", "Sequencing", "Ticket"]
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Sequencing:
         self.node = partition.node
         self.register = register
         self.segment = register.last
+        self.retention = Retention(register.retention_bytes, register.retention_ms)
         self.epoch = self.segment.epoch
         self.core = Sequencer(partition=partition.id, segment=self.segment, table=partition.replica.table)
         self.is_retired = False
@@ -83,6 +85,12 @@ class Sequencing:
         self.followers = {m.broker: Follower(m) for m in self.segment.replicas if m.broker != self.node.broker}
         for follower in self.followers.values():
             follower.tail = self.segment.base
+
+    def learn(self, register: PartitionRegister) -> None:
+        """What followers are told when they come back, and what retention goes by, is the newest that was heard of this epoch."""
+        if register.last.epoch == self.epoch and register.start_offset >= self.register.start_offset:
+            self.register = register
+            self.retention = Retention(register.retention_bytes, register.retention_ms)
 
     def start(self) -> None:
         """Sends `Open` to every other replica and serves. The own replica has opened the epoch already."""

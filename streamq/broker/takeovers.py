@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgspec
 import trio
 
 from streamq.broker.partition import Answered
@@ -25,7 +26,7 @@ from streamq.metadata.changes import close_and_open
 from streamq.model.errors import StreamqError, UnavailableError
 from streamq.model.ids import Member
 from streamq.model.limits import COPY_BYTES_MAX
-from streamq.model.messages import Repair, Repaired, Sealed, TakeOver
+from streamq.model.messages import Open, Repair, Repaired, Sealed, TakeOver
 from streamq.model.registers import PartitionRegister, partition_key
 
 if TYPE_CHECKING:
@@ -258,6 +259,12 @@ class _Run:
         message = Repair(partition.id, state.topic, state.index, effect.segment)
         offset = effect.offset
         try:
+            if offset < state.start_offset:
+                # P-41: below it nobody may have anything to repair with; who is behind takes the start offset first.
+                assert self.core.register is not None
+                register = msgspec.structs.replace(self.core.register, start_offset=state.start_offset)
+                await node.peers.request(effect.broker, Open(register), node.config.request_timeout_s)
+                offset = min(state.start_offset, effect.end)
             while True:
                 read = await partition.read_epoch(effect.segment.epoch, offset, max_bytes=COPY_BYTES_MAX) if offset < effect.end else []
                 batches = [batch for batch in read if batch.end <= effect.end]

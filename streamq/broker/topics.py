@@ -15,7 +15,7 @@ from streamq.metadata.changes import create_partition, create_topic, delete_part
 from streamq.metadata.placement import Load, Site, place
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, StreamqError, UnavailableError
 from streamq.model.ids import Member
-from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX
+from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN, TOPICS_MAX
 from streamq.model.messages import (
     BrokerAddress,
     CreateTopic,
@@ -53,6 +53,14 @@ def check_name(name: str) -> None:
             code="bad_name",
             hint="for example: orders.v1",
         )
+
+
+def check_retention(message: CreateTopic) -> None:
+    """Raises RefusedError for a retention under which there would be nothing but files."""
+    if message.retention_bytes is not None and message.retention_bytes < RETENTION_BYTES_MIN:
+        raise RefusedError(f"retention_bytes is at least {RETENTION_BYTES_MIN}, not {message.retention_bytes}", code="bad_request")
+    if message.retention_ms is not None and message.retention_ms < RETENTION_MS_MIN:
+        raise RefusedError(f"retention_ms is at least {RETENTION_MS_MIN}, not {message.retention_ms}", code="bad_request")
 
 
 def unknown_topic(name: str) -> NotFoundError:
@@ -106,6 +114,7 @@ class Topics:
             n = min(3, len(brokers))
             hint = f"for example: --replicas {n} --write-quorum {majority(n)} --read-quorum {majority(n)}"
             raise RefusedError(fault, code="bad_quorum", hint=hint)
+        check_retention(message)
         if len(await self.node.registers.list("topic/")) >= TOPICS_MAX:
             raise RefusedError(f"there have been {TOPICS_MAX} topics, the most that a cluster keeps names of", code="limit_reached")
         before = await self.node.registers.get_as(TopicRegister, topic_key(message.name))
@@ -115,6 +124,7 @@ class Topics:
         topic = TopicRegister(
             message.name, clock.token(), tuple(clock.token() for _ in range(message.partitions)),
             quorum.replicas, quorum.write, quorum.read, message.durability, clock.now_ms(),
+            retention_bytes=message.retention_bytes, retention_ms=message.retention_ms,
         )  # fmt: skip
         topic = await self.node.registers.change_as(
             TopicRegister, topic_key(topic.name), create_topic(topic, over=before.id if before is not None else None)
@@ -165,8 +175,9 @@ class Topics:
         members = tuple(Member(broker, brokers[broker].incarnation) for broker in chosen)
         first = Segment(1, 0, None, members, topic.write, topic.read, topic.durability, "", self.node.clock.token())
         register = PartitionRegister(
-            topic.partitions[index], topic.name, index, chosen, topic.write, topic.read, topic.durability, 0, (first,)
-        )
+            topic.partitions[index], topic.name, index, chosen, topic.write, topic.read, topic.durability, 0, (first,),
+            retention_bytes=topic.retention_bytes, retention_ms=topic.retention_ms,
+        )  # fmt: skip
         before = await self.node.registers.get_as(PartitionRegister, key)
         over = before.id if before is not None and before.id != register.id else None
         if before is not None and over is not None and not before.deleted:

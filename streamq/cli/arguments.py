@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 from streamq.model.errors import RefusedError
 
 __all__ = [
-    "VERB", "Parser", "Verbs", "add_cluster_options", "add_group", "add_verb", "help_format", "natural", "parse_size", "positive_float",
-    "positive_int",
+    "VERB", "Parser", "Verbs", "add_cluster_options", "add_group", "add_verb", "help_format", "natural", "parse_size", "parse_span",
+    "positive_float", "positive_int",
 ]  # fmt: skip
 
 VERB: Final = "verb"
@@ -75,8 +75,21 @@ def parse_size(text: str) -> int:
     return int(number)
 
 
+_span: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d|w)")
+SPANS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+
+
+def parse_span(text: str) -> int:
+    """Milliseconds: 500ms, 90s, 30m, 12h, 7d, 2w. A number alone does not say of what."""
+    found = _span.fullmatch(text.strip())
+    number = float(found[1]) * SPANS_MS[found[2]] if found else 0.0
+    if not 1 <= number < 1e15:
+        raise argparse.ArgumentTypeError(f"{text} is no span of time; write for example 7d, 12h or 90s")
+    return int(number)
+
+
 positive_int.__name__, natural.__name__, positive_float.__name__ = "number", "number", "number"
-parse_size.__name__ = "size"
+parse_size.__name__, parse_span.__name__ = "size", "span"
 
 
 def add_group(commands: "Verbs[Parser]", name: str, help_text: str) -> "Verbs[Parser]":

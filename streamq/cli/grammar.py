@@ -17,6 +17,8 @@ from streamq.cli.arguments import (
     add_verb,
     help_format,
     natural,
+    parse_size,
+    parse_span,
     positive_float,
     positive_int,
 )
@@ -167,6 +169,10 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
         help="replicas asked for the committed offset; W + R > N (a majority, or more where W is small)",
     )
     create.add_argument("--durability", choices=("fsync", "memory"), default="fsync", help="what a copy is: on disk, or in memory (fsync)")
+    create.add_argument(
+        "--retention-bytes", type=parse_size, metavar="SIZE", help="per partition and replica, compressed: 10GB, 512MiB (for ever)"
+    )
+    create.add_argument("--retention-time", type=parse_span, metavar="TIME", help="since records were appended: 7d, 12h, 90s (for ever)")
     ls = add_verb(verbs, "ls", "topic:ls", "list the topics")
     describe = add_verb(
         verbs, "describe", "topic:describe", "show partitions, replicas and committed offsets, and which losses the topic survives"

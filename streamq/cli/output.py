@@ -27,6 +27,7 @@ __all__ = [
     "print_error",
     "print_rows",
     "size",
+    "span",
     "survival",
 ]
 
@@ -139,6 +140,13 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def span(milliseconds: int) -> str:
+    """A span of time as it is typed, in the largest unit that it is a whole number of: 90s, 7d."""
+    units = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
+    unit = next(unit for unit, size_ms in units.items() if milliseconds % size_ms == 0)
+    return f"{milliseconds // units[unit]}{unit}"
 
 
 def survival(*, replicas: int, write: int, read: int) -> dict[str, str]:

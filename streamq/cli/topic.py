@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from streamq.broker.config import NAME_PATTERN
 from streamq.cli.admin import Admin
 from streamq.cli.confirm import confirm
-from streamq.cli.output import EXIT_PARTLY, Style, json_line, note, print_error, print_rows, survival
+from streamq.cli.output import EXIT_PARTLY, Style, json_line, note, print_error, print_rows, size, span, survival
 from streamq.cli.settings import find_bootstrap
 from streamq.model.errors import RefusedError, StreamqError
-from streamq.model.limits import PARTITIONS_PER_TOPIC_MAX
+from streamq.model.limits import PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN
 from streamq.model.messages import CreateTopic, DeleteTopic, DescribePartition, ListTopics, Ok, PartitionDescription, TopicCreated, Topics
 from streamq.model.quorum import Quorum, majority
 from streamq.model.registers import TopicRegister
@@ -33,7 +33,15 @@ def check_name(name: str) -> None:
 
 
 def topic_request(
-    name: str, *, partitions: int, replicas: int | None, write: int | None, read: int | None, durability: str = "fsync"
+    name: str,
+    *,
+    partitions: int,
+    replicas: int | None,
+    write: int | None,
+    read: int | None,
+    durability: str = "fsync",
+    retention_bytes: int | None = None,
+    retention_ms: int | None = None,
 ) -> CreateTopic:
     """The request, checked as far as it can be without the cluster. Raises RefusedError with a valid example."""
     check_name(name)
@@ -51,6 +59,13 @@ def topic_request(
         r = max(majority(replicas), replicas - w + 1) if read is None else read  # what the broker takes, too
         if fault := Quorum(replicas, w, r).fault():
             raise RefusedError(fault, code="bad_quorum", hint=_valid_example(name, min(max(replicas, 1), 9)))
+    for option, given, least in (
+        ("--retention-bytes", retention_bytes, RETENTION_BYTES_MIN),
+        ("--retention-time", retention_ms, RETENTION_MS_MIN),
+    ):
+        if given is not None and given < least:
+            text = size(least) if least == RETENTION_BYTES_MIN else span(least)
+            raise RefusedError(f"{option} is at least {text}", code="bad_request", hint="leave it out to keep records for ever")
     return CreateTopic(
         name=name,
         partitions=partitions,
@@ -58,6 +73,8 @@ def topic_request(
         write=write or 0,
         read=read or 0,
         durability="memory" if durability == "memory" else "fsync",
+        retention_bytes=retention_bytes,
+        retention_ms=retention_ms,
     )
 
 
@@ -74,6 +91,8 @@ def create(options: argparse.Namespace) -> int:
         write=options.write_quorum,
         read=options.read_quorum,
         durability=options.durability,
+        retention_bytes=options.retention_bytes,
+        retention_ms=options.retention_time,
     )
     with Admin(find_bootstrap(flag=options.bootstrap, profile=options.profile)) as admin:
         topic = admin.ask(request, TopicCreated, is_change=True).topic
@@ -165,6 +184,8 @@ def _topic_row(topic: TopicRegister) -> dict[str, object]:
         "write_quorum": topic.write,
         "read_quorum": topic.read,
         "durability": topic.durability,
+        "retention_bytes": topic.retention_bytes,
+        "retention_ms": topic.retention_ms,
         "created": created.isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
 
@@ -194,7 +215,14 @@ def _replica_text(replica: dict[str, object]) -> str:
 
 
 def _settings_text(topic: TopicRegister) -> str:
-    return f"{topic.replicas} replica(s), write quorum {topic.write}, read quorum {topic.read}, durability {topic.durability}"
+    quorums = f"{topic.replicas} replica(s), write quorum {topic.write}, read quorum {topic.read}, durability {topic.durability}"
+    return f"{quorums}, {_retention_text(topic)}"
+
+
+def _retention_text(topic: TopicRegister) -> str:
+    limits = [] if topic.retention_bytes is None else [size(topic.retention_bytes)]
+    limits += [] if topic.retention_ms is None else [span(topic.retention_ms)]
+    return f"retention {' or '.join(limits) or 'for ever'}"
 
 
 def _print_survival(survives: dict[str, str]) -> None:

@@ -59,6 +59,10 @@ class Fold:
             if header.base == self.table.position and header.base + header.records <= limit:
                 self.table.fold(header)
 
+    def begin_again(self, table: IdempotenceTable) -> None:
+        """With the table of another replica, which is further: both are folds over the same headers. Keeps the object that others read."""
+        self.table.become(table)
+
     def lacks(self, epoch: int) -> bool:
         """Whether the header at the table's position, which lies in that epoch, is not in memory."""
         waiting = self._waiting.get(epoch)

@@ -72,6 +72,7 @@ class Holding:
         self._durable_state = state
         self._tails = Tails(runs)
         self._fold = Fold(table if table is not None else IdempotenceTable())
+        self._table_kept = self.table.position
         self._pending = 0
         self._pending_synced = 0
         self._newest = max((0, *runs))
@@ -110,6 +111,18 @@ class Holding:
     def start_offset(self) -> int:
         """The trim point, as far as told (P-41)."""
         return self._state.start_offset
+
+    @property
+    def table_kept(self) -> int:
+        """The position of the table that a checkpoint holds: what is durable of it (P-34)."""
+        return self._table_kept
+
+    @property
+    def trimmable(self) -> int:
+        """Storage may forget what lies below (`Storage.trim`): the start offset that is durable here, as far as the table has come (P-34).
+
+        The next checkpoint, without which nothing is removed, holds that table."""
+        return min(self._durable_state.start_offset, self.table.position)
 
     @property
     def accepts_epoch(self) -> int | None:
@@ -215,7 +228,12 @@ class Holding:
 
     def _holds(self, segment: Segment) -> bool:
         tail = self._tails.durable(self._state, segment.epoch)
-        return segment.end is not None and tail is not None and tail >= segment.end and not self._state.in_limbo(segment.epoch)
+        is_held = segment.end is not None and tail is not None and tail >= segment.end and not self._state.in_limbo(segment.epoch)
+        return is_held and self._has_table_of(self._state)
+
+    def _has_table_of(self, state: ReplicaState) -> bool:
+        """P-41: who holds what lies below the start offset has the table there, durably: without it nothing of that is left."""
+        return self._table_kept >= state.start_offset
 
     # --- idempotence (P-34) -------------------------------------------------------------------------------------------------
 
@@ -228,6 +246,31 @@ class Holding:
         if span is None or position >= span[1] or not self._fold.lacks(span[0]) or not self._tails.contains(span[0], position):
             return None
         return span[0], position
+
+    def table_needed(self) -> bool:
+        """Whether headers below the start offset are lacking here, which nobody may have any more: the table of another replica goes on
+        from there, see `on_table` (P-41). After `fold_needed` has come to None."""
+        position, state = self.table.position, self._durable_state
+        if position >= state.start_offset or not any(segment.member(self._me.broker) for segment in state.chain):
+            return False
+        segment = locate(state.chain, position)
+        return segment is None or not self._tails.contains(segment.epoch, position)
+
+    def on_table(self, table: IdempotenceTable) -> bool:
+        """Another replica's table, which is a fold over the same headers as this one's (P-34). Whether it was further."""
+        if table.position <= self.table.position:
+            return False
+        self._fold.begin_again(table)
+        self._fold_committed()
+        return True
+
+    def on_table_kept(self, position: int) -> list[Effect]:
+        """A checkpoint that holds the table as of `position` is durable."""
+        self._table_kept = max(self._table_kept, position)
+        effects: list[Effect] = []
+        if self._state.limbo:
+            self._change(effects, self._state)
+        return effects
 
     def on_headers(self, epoch: int, headers: Sequence[BatchHeader]) -> None:
         span = self._committed_span(self.table.position)
@@ -291,7 +334,8 @@ class Holding:
         """P-29: when the epoch is closed in the register and all of it below its end is held, durably."""
         segment = state.segment(epoch)
         tail = self._tails.durable(state, epoch)
-        return segment is not None and segment.end is not None and tail is not None and tail >= segment.end
+        is_held = segment is not None and segment.end is not None and tail is not None and tail >= segment.end
+        return is_held and self._has_table_of(state)
 
     def _become(self, state: ReplicaState) -> None:
         self._state = state

@@ -9,13 +9,13 @@ sequencer's part, which judges a batch before it assigns.
 """
 
 from collections import OrderedDict, deque
-from typing import NamedTuple
 
 import msgspec
 
 from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER, ProducerId
 from streamq.model.limits import DEDUP_BATCHES, PRODUCER_EXPIRY_MS
+from streamq.model.tables import Place, ProducerSnapshot, TableSnapshot
 
 __all__ = [
     "Fenced",
@@ -31,15 +31,6 @@ __all__ = [
     "first_batch",
     "judge",
 ]
-
-
-class Place(NamedTuple):
-    """Where a producer's batch lies."""
-
-    sequence: int
-    base: int
-    records: int
-    append_time: int
 
 
 class Next(msgspec.Struct, frozen=True):
@@ -113,22 +104,6 @@ def judge(known: Producer | None, *, epoch: int, sequence: int) -> Verdict:
     return Repeat(known.place_of(sequence))
 
 
-class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
-    producer: ProducerId
-    epoch: int
-    last_sequence: int
-    append_time: int
-    places: tuple[Place, ...]
-
-
-class TableSnapshot(msgspec.Struct, frozen=True, array_like=True):
-    """A table with its position, as kept with checkpoints under `table/<partition hex>` (encode with `wire.codec`)."""
-
-    position: int
-    last_append_time: int
-    producers: tuple[ProducerSnapshot, ...]
-
-
 class IdempotenceTable:
     """The fold over everything committed in `[0, position)`.
 
@@ -174,6 +149,7 @@ class IdempotenceTable:
         return {name for name, known in self._producers.items() if known.append_time + PRODUCER_EXPIRY_MS >= at}
 
     def snapshot(self) -> TableSnapshot:
+        """As a value, to be kept with checkpoints or given to another replica."""
         return TableSnapshot(
             self.position,
             self.last_append_time,
@@ -187,6 +163,10 @@ class IdempotenceTable:
         for p in snapshot.producers:
             table._producers[p.producer] = Producer(p.epoch, p.last_sequence, p.append_time, deque(p.places, DEDUP_BATCHES))
         return table
+
+    def become(self, other: "IdempotenceTable") -> None:
+        """Takes the place of what was here; `other` must not be used any more."""
+        self.position, self.last_append_time, self._producers = other.position, other.last_append_time, other._producers
 
     def _expire(self) -> None:
         """The oldest entry is first, so each fold looks at one or two."""

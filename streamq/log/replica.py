@@ -183,6 +183,8 @@ class Replica(Holding):
             sealed=epoch <= state.sealed,
             high_watermark=self._watermark_of(epoch, tip.base),
             limbo=state.in_limbo(epoch),
+            start_offset=self._durable_state.start_offset,
+            table=self.table_kept,
         )
         return [Reply(reply_to, answer)]
 

@@ -105,7 +105,9 @@ def learned(state: ReplicaState, register: PartitionRegister, *, also: Iterable[
     start_offset = max(state.start_offset, register.start_offset)
     ends = {segment.epoch: segment.end for segment in chain if segment.end is not None}
     # P-9, P-41: what is void or trimmed is not missing, and nobody could give it.
-    clipped = (d._replace(end=min(d.end, ends.get(d.epoch, d.end))) for d in state.damaged if d.epoch >= first)
+    clipped = (
+        d._replace(base=max(d.base, start_offset), end=min(d.end, ends.get(d.epoch, d.end))) for d in state.damaged if d.epoch >= first
+    )
     return msgspec.structs.replace(
         state,
         topic=register.topic,
@@ -114,7 +116,7 @@ def learned(state: ReplicaState, register: PartitionRegister, *, also: Iterable[
         start_offset=start_offset,
         chain=chain,
         limbo=tuple(sorted(e for e in {*state.limbo, *also} if e >= first)),
-        damaged=tuple(d for d in clipped if d.base < d.end and d.end > start_offset),
+        damaged=tuple(d for d in clipped if d.base < d.end),
     )
 
 

@@ -52,6 +52,8 @@ class TipResult(msgspec.Struct, frozen=True):
     epoch: int
     high_watermark: int
     answered: tuple[str, ...]
+    start_offset: int = 0
+    """The largest that the register or a replica told (P-41)."""
 
 
 class TipRead:
@@ -76,6 +78,7 @@ class TipRead:
         self._away: set[str] = set()
         self._bound: int | None = None
         self._told = 0
+        self._start_offset = 0
         self._is_current = False
         self._may_be_over = False
         self._is_reading = False
@@ -118,6 +121,7 @@ class TipRead:
         """Asks about the newest epoch in `register`; whatever was heard of another one is forgotten."""
         self._partition = register.id
         self._segment = segment = register.last
+        self._start_offset = max(self._start_offset, register.start_offset)
         self._tails.clear()
         self._unsealed.clear()
         self._asked_at.clear()
@@ -178,6 +182,7 @@ class TipRead:
         if self.result is not None or segment is None or answer.epoch != segment.epoch:
             return []
         self._asked_at.pop(member.broker, None)
+        self._start_offset = max(self._start_offset, answer.start_offset)
         if member not in segment.replicas or answer.limbo:
             return self._on_away(member.broker, now)  # P-10, P-29: it counts in no quorum of this epoch
         broker, tail = member.broker, answer.local_tail
@@ -235,6 +240,7 @@ class TipRead:
             return []
         last = register.last
         segment = self._segment
+        self._start_offset = max(self._start_offset, register.start_offset)
         if segment is not None and last.epoch < segment.epoch:
             return []
         if segment is None or last.epoch > segment.epoch:
@@ -255,5 +261,5 @@ class TipRead:
 
     def _end(self, mark: int) -> list[TipEffect]:
         assert self._segment is not None
-        self.result = TipResult(self._segment.epoch, mark, tuple(sorted(self._tails)))
+        self.result = TipResult(self._segment.epoch, mark, tuple(sorted(self._tails)), self._start_offset)
         return []

@@ -6,7 +6,7 @@ says so. Deletions write tombstones that keep the ids (P-6); ids are random and 
 time by a retry.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -25,7 +25,7 @@ __all__ = [
     "delete_topic",
     "directory_fault",
     "join",
-    "name_holder",
+    "name_holders",
     "register_broker",
     "trim",
     "wrong_directory",
@@ -139,28 +139,29 @@ def close_and_open(
     return change
 
 
-def name_holder(topic: str, index: int, *, partition: PartitionId, epoch: int, gone: Member, holder: Member) -> Change[PartitionRegister]:
-    """Names `holder`, which holds all of the closed segment, in the place of `gone` (P-22).
+def name_holders(
+    topic: str, index: int, *, partition: PartitionId, gone: Mapping[int, Member], holder: Member
+) -> Change[PartitionRegister]:
+    """Names `holder`, which holds all of these closed segments, in the place of the member that `gone` says of each epoch (P-22).
 
-    Leaves the value as it is when `holder` is named already, or `gone` is not any more, or the segment is open or trimmed: look at the
-    result.
+    A segment stays as it is when `holder` is named already, or `gone` is not any more, or it is open or trimmed: look at the result.
     """
 
     def change(current: PartitionRegister | None) -> PartitionRegister:
         register = _living(current, topic, index, partition)
-        segment = register.segment(epoch)
-        if segment is None or segment.is_open or gone not in segment.replicas:
-            return register
-        others = [member for member in segment.replicas if member != gone]
-        # One broker is one holder, whatever its incarnations: two entries of one disk would count as two copies.
-        if any(member.broker == holder.broker for member in others):
-            return register
-        replicas = tuple(holder if member == gone else member for member in segment.replicas)
-        renamed = msgspec.structs.replace(segment, replicas=replicas)
-        chain = tuple(renamed if each.epoch == epoch else each for each in register.chain)
+        chain = tuple(_renamed(segment, gone[segment.epoch], holder) if segment.epoch in gone else segment for segment in register.chain)
         return msgspec.structs.replace(register, chain=chain)
 
     return change
+
+
+def _renamed(segment: Segment, gone: Member, holder: Member) -> Segment:
+    if segment.is_open or gone not in segment.replicas:
+        return segment
+    # One broker is one holder, whatever its incarnations: two entries of one disk would count as two copies.
+    if any(member.broker == holder.broker and member != gone for member in segment.replicas):
+        return segment
+    return msgspec.structs.replace(segment, replicas=tuple(holder if member == gone else member for member in segment.replicas))
 
 
 def trim(topic: str, index: int, *, partition: PartitionId, start_offset: int) -> Change[PartitionRegister]:

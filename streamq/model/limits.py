@@ -27,7 +27,10 @@ __all__ = [
     "REGISTER_BYTES_MAX",
     "REPLICAS_MAX",
     "REQUESTS_PER_CONNECTION_MAX",
+    "RETENTION_BYTES_MIN",
+    "RETENTION_MS_MIN",
     "SUBSCRIPTIONS_PER_CONNECTION_MAX",
+    "TABLE_PAGE_PRODUCERS_MAX",
     "TOPICS_MAX",
 ]
 
@@ -76,10 +79,19 @@ DEDUP_BATCHES: Final = 64
 """K of P-34: the batches of one producer whose offsets the idempotence table keeps."""
 PRODUCERS_PER_PARTITION_MAX: Final = 20_000
 PRODUCER_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
+TABLE_PAGE_PRODUCERS_MAX: Final = 250
+"""Of an idempotence table, in one answer to `ReadTable`: checked in a few milliseconds."""
+PLACE_BYTES_MAX: Final = 37
+"""A batch's place in a table, encoded: four numbers and their frame."""
+
+RETENTION_BYTES_MIN: Final = 1 * MiB
+RETENTION_MS_MIN: Final = 1_000
+"""Files are closed and removed whole, a few for each span of retention: less than this would be nothing but files."""
 
 assert RECORD_BYTES_MAX * 2 <= BATCH_RAW_BYTES_MAX
 assert BATCH_RAW_BYTES_MAX < BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX
 assert NAME_CHARS_MAX + len(f"partition//{PARTITIONS_PER_TOPIC_MAX}") <= KEY_CHARS_MAX
 assert REGISTER_BYTES_MAX * 2 <= FRAME_HEADER_BYTES_MAX
 assert IN_FLIGHT_BATCHES_MAX <= DEDUP_BATCHES
+assert TABLE_PAGE_PRODUCERS_MAX * (DEDUP_BATCHES * PLACE_BYTES_MAX + 64) < FRAME_HEADER_BYTES_MAX
 assert COPY_BYTES_MAX + BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX

@@ -11,9 +11,10 @@ import msgspec
 
 from streamq.model.fields import U63, Id16, Identity, Key, Name, Port, Text, Value
 from streamq.model.ids import Ballot, Member
-from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX
+from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX, TABLE_PAGE_PRODUCERS_MAX
 from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
+from streamq.model.tables import ProducerSnapshot
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -114,6 +115,9 @@ class CreateTopic(Message, frozen=True, tag=12):
     write: U63
     read: U63
     durability: Durability
+    retention_bytes: U63 | None = None
+    """Per partition, compressed, on one replica; None: for ever."""
+    retention_ms: U63 | None = None
 
 
 class TopicCreated(Message, frozen=True, tag=13):
@@ -386,6 +390,10 @@ class TipAnswer(Message, frozen=True, tag=69):
     sealed: bool
     high_watermark: U63
     limbo: bool
+    start_offset: U63 = 0
+    """As far as told there (P-41)."""
+    table: U63 = 0
+    """The position of the idempotence table that a checkpoint there holds durably (P-34)."""
 
 
 class Copy(Message, frozen=True, tag=70):
@@ -416,6 +424,27 @@ class TakenOver(Message, frozen=True, tag=73):
     """The open segment afterwards, whoever won."""
 
     register: PartitionRegister
+
+
+class ReadTable(Message, frozen=True, tag=74):
+    """Asks a replica for its idempotence table (P-34), in pages. Answered by `Table`.
+
+    The first page is asked for with `position` and `first` zero. The others name the position of the table that the first was of, and how
+    many producers came already; if the replica does not keep that table any more the answer is `Failure` (`conflict`): begin anew.
+    """
+
+    partition: Id16
+    position: U63 = 0
+    first: U63 = 0
+
+
+class Table(Message, frozen=True, tag=75):
+    """At most `TABLE_PAGE_PRODUCERS_MAX` producers of the table at `position`; `more` follow."""
+
+    position: U63
+    last_append_time: U63
+    producers: Annotated[tuple[ProducerSnapshot, ...], msgspec.Meta(max_length=TABLE_PAGE_PRODUCERS_MAX)]
+    more: bool
 
 
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
@@ -516,5 +545,6 @@ AnyMessage = (
     | Produce | Produced
     | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
+    | ReadTable | Table
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
 )  # fmt: skip

@@ -68,6 +68,10 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
     start_offset: U63
     chain: tuple[Segment, ...]
     deleted: bool = False
+    retention_bytes: U63 | None = None
+    """Of one replica, compressed; None: whatever it takes is kept."""
+    retention_ms: U63 | None = None
+    """By append times; None: kept for ever."""
 
     @property
     def last(self) -> Segment:
@@ -108,6 +112,8 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
     durability: Durability
     created_ms: U63
     deleted: bool = False
+    retention_bytes: U63 | None = None
+    retention_ms: U63 | None = None
 
     def fault(self) -> str | None:
         """Why its numbers cannot be those of a topic; None when they can."""

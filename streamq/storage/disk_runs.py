@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from streamq.model.batches import BATCH_HEADER_BYTES, Batch
+from streamq.model.files import StoredFile
 from streamq.model.ids import PartitionId
 from streamq.storage.batch_window import BatchWindow
 from streamq.storage.checkpoint import RunRow
@@ -29,9 +30,24 @@ RunKey = tuple[PartitionId, int]
 
 
 class DiskRun:
-    """One run. `files` is what the newest flush has written, `must_clip` says that some of it lies past the tail."""
+    """One run. `files` is what the newest flush has written, `must_clip` says that some of it lies past the tail.
 
-    __slots__ = ("base", "epoch", "files", "flushed", "is_dirty", "must_clip", "partition", "tail", "window")
+    `must_roll`: nothing is added to the last file any more. `start`: files that end at or below it go; until then they count."""
+
+    __slots__ = (
+        "base",
+        "epoch",
+        "files",
+        "flushed",
+        "is_dirty",
+        "is_flushing",
+        "must_clip",
+        "must_roll",
+        "partition",
+        "start",
+        "tail",
+        "window",
+    )
 
     def __init__(self, partition: PartitionId, epoch: int, base: int) -> None:
         self.partition = partition
@@ -42,7 +58,10 @@ class DiskRun:
         self.files: tuple[LogFile, ...] = ()
         self.window = BatchWindow()
         self.is_dirty = False
+        self.is_flushing = False
         self.must_clip = False
+        self.must_roll = False
+        self.start = 0
 
 
 class RunFlush(NamedTuple):
@@ -55,6 +74,7 @@ class RunFlush(NamedTuple):
     files: tuple[LogFile, ...]
     batches: list[Batch]
     must_clip: bool
+    must_roll: bool
     cost: int
 
 
@@ -98,6 +118,11 @@ class DiskRuns:
 
     def of(self, partition: PartitionId) -> list[DiskRun]:
         return list(self._partitions.get(partition, {}).values())
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a flush would have something to do."""
+        return bool(self._dirty)
 
     # --- changes -------------------------------------------------------------------------------------------------------
 
@@ -148,6 +173,51 @@ class DiskRuns:
             self._mark(run)
         return True
 
+    def trim(self, partition: PartitionId, start_offset: int) -> bool:
+        """Forgets the files that end at or below `start_offset`; of a run that is being flushed, after that. False if none went."""
+        has_gone = False
+        for run in self.of(partition):
+            run.start = max(run.start, start_offset)
+            has_gone |= self._trim(run)
+        return has_gone
+
+    def _trim(self, run: DiskRun) -> bool:
+        """A run is never left without a file or a batch. What lies in memory alone goes with the file that it comes to."""
+        if run.is_flushing:
+            return False
+        count = 0
+        while count < len(run.files) and min(run.files[count].end, run.tail) <= run.start:
+            count += 1
+        if not count:
+            return False
+        if count == len(run.files) and run.flushed == run.tail:
+            self._forget(run)
+            return True
+        self._doomed.update((run.partition, file.name) for file in run.files[:count])
+        run.base = min(run.files[count - 1].end, run.tail)
+        run.files = run.files[count:]
+        self._mark(run)
+        return True
+
+    def files(self, partition: PartitionId, *, full_bytes: int) -> list[StoredFile]:
+        """What lies in log files, in offset order. The last one of the newest run is open, unless it is full or to be closed."""
+        found: list[StoredFile] = []
+        runs = self._partitions.get(partition, {})
+        newest = max(runs, default=0)
+        for epoch in sorted(runs):
+            run = runs[epoch]
+            for file in run.files:
+                end = min(file.end, run.tail)
+                is_closed = epoch != newest or file is not run.files[-1] or run.must_roll or file.size >= full_bytes
+                found.append(StoredFile(epoch, file.base, end, file.size, file.first_append, file.last_append, is_closed))
+        return found
+
+    def roll(self, partition: PartitionId) -> None:
+        """The next flush begins a new file in the newest run."""
+        runs = self._partitions.get(partition)
+        if runs:
+            runs[max(runs)].must_roll = True
+
     def drop(self, partition: PartitionId) -> bool:
         """Forgets all runs of the partition. False if there was none."""
         runs = self.of(partition)
@@ -165,7 +235,7 @@ class DiskRuns:
             self._dirty.append(run)
 
     def _forget(self, run: DiskRun) -> None:
-        self._free(run, run.base)
+        self._free(run, 0)
         runs = self._partitions[run.partition]
         del runs[run.epoch]
         if not runs:
@@ -200,7 +270,8 @@ class DiskRuns:
             if self.get(run.partition, run.epoch) is run:
                 batches = run.window.since(run.flushed)
                 cost = _cost(batches)
-                flushes.append(RunFlush(run, run.base, run.flushed, run.tail, run.files, batches, run.must_clip, cost))
+                run.is_flushing = True
+                flushes.append(RunFlush(run, run.base, run.flushed, run.tail, run.files, batches, run.must_clip, run.must_roll, cost))
         self._dirty = []
         rows = dict(self._rows)
         for flush in flushes:
@@ -214,11 +285,14 @@ class DiskRuns:
         """
         for flush, files in flushed:
             run = flush.run
+            run.is_flushing = False
             if self.get(run.partition, run.epoch) is not run:
                 self._doomed.update((run.partition, file.name) for file in files)
                 continue
             kept = {file.name for file in files}
             run.files = files
+            if flush.batches:
+                run.must_roll = False
             self._rows[run.partition, run.epoch] = RunRow(run.partition, run.epoch, flush.base, flush.tail, files)
             if run.tail >= flush.tail and run.flushed == flush.flushed:
                 self.pinned_cost -= flush.cost
@@ -231,6 +305,8 @@ class DiskRuns:
                 run.must_clip = files[-1].end > run.tail
                 self._mark(run)
             self._doomed.update((run.partition, file.name) for file in flush.files if file.name not in kept)
+            if run.start > run.base:
+                self._trim(run)
         if is_complete:
             self._doomed -= snapshot.doomed
         self._evict()
@@ -238,6 +314,7 @@ class DiskRuns:
     def fail_flush(self, snapshot: Snapshot) -> None:
         """Nothing of it counts; the next one begins anew."""
         for flush in snapshot.flushes:
+            flush.run.is_flushing = False
             self._mark(flush.run)
 
 

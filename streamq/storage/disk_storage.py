@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from streamq.model.batches import Batch, BatchHeader
+from streamq.model.files import StoredFile
 from streamq.model.ids import PartitionId
 from streamq.storage.disk_reader import DiskReader
 from streamq.storage.disk_runs import DiskRuns
@@ -146,6 +147,7 @@ class DiskStorage:
             ops=ops,
         )
         self._collect: Callable[[], Sequence[tuple[str, bytes]]] | None = None
+        self._kept: Callable[[], None] = _nobody_asks
         self._on_durable: Callable[[list[object]], None] | None = None
         self._failure: BaseException | None = None
         self._failed = trio.Event()
@@ -183,6 +185,9 @@ class DiskStorage:
     def partitions(self) -> Sequence[PartitionId]:
         return self._runs.partitions()
 
+    def files(self, partition: PartitionId) -> Sequence[StoredFile]:
+        return self._runs.files(partition, full_bytes=self._settings.log_file_bytes)
+
     def gauges(self) -> dict[str, int]:
         return {
             "journal_unreleased_bytes": self._journal.bytes_in_use,
@@ -213,6 +218,14 @@ class DiskStorage:
     def cut(self, partition: PartitionId, epoch: int, end: int) -> None:
         if self._runs.cut(partition, epoch, end):
             self._put(Work([cut_entry(partition, epoch, end)], STATE_COST_BYTES, NOTHING, True))
+
+    def trim(self, partition: PartitionId, start_offset: int) -> None:
+        if self._failure is None and not self._is_closed:
+            self._runs.trim(partition, start_offset)
+            self._entries += 1  # a checkpoint is due
+
+    def roll(self, partition: PartitionId) -> None:
+        self._runs.roll(partition)
 
     def drop(self, partition: PartitionId) -> None:
         if self._runs.drop(partition):
@@ -358,7 +371,11 @@ class DiskStorage:
             self._derived = derived
             self._runs.end_flush(snapshot, result.flushed, is_complete=result.is_complete)
             self._no_flush = None
-            if not result.is_complete:
+            if self._runs.is_dirty:
+                self._entries = max(1, self._entries)  # files that were trimmed meanwhile wait for another checkpoint
+            if result.is_complete:
+                self._kept()
+            else:
                 self._entries += 1
                 self._no_flush = "the disk is full: there is no room for a checkpoint"
         if result is not None and result.is_complete:
@@ -377,8 +394,9 @@ class DiskStorage:
         await passed.wait()
         return positions[0]
 
-    def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]]) -> None:
+    def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]], kept: Callable[[], None] | None = None) -> None:
         self._collect = collect
+        self._kept = kept or _nobody_asks
 
     def _collected(self) -> dict[str, bytes]:
         return dict(self._derived) if self._collect is None else dict(self._collect())
@@ -427,3 +445,7 @@ class DiskStorage:
         finally:
             self._journal.close()
             self._lock.release()
+
+
+def _nobody_asks() -> None:
+    """Nobody wants to know that a checkpoint is durable."""

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from streamq.model.errors import CorruptDataError
 from streamq.model.ids import Incarnation, PartitionId
 from streamq.storage.appender import Piece
@@ -121,7 +123,7 @@ class Flusher:
             run = flush.run
             files = self._clipped(flush, shortened) if flush.must_clip else flush.files
             names = {*taken[run.partition], *(file.name for file in flush.files), *self._found(run.partition)}
-            files = writer.append(run.partition, run.epoch, files, flush.batches, taken=names, roll=flush.must_clip)
+            files = writer.append(run.partition, run.epoch, files, flush.batches, taken=names, roll=flush.must_clip or flush.must_roll)
             flushed.append(FlushedRun(flush, files))
         writer.sync()
         self._metrics.log_bytes += writer.written
@@ -181,10 +183,10 @@ class Flusher:
                 size = find_offset(source, flush.flushed)
             except CorruptDataError:
                 # Damage before the cut: what was cut stays in the file, where no reader gets to it, until the damage is restored.
-                files.append(LogFile(last.name, last.base, flush.flushed, last.size, last.max_time))
+                files.append(msgspec.structs.replace(last, end=flush.flushed))
             else:
                 shortened.append((source.path, size))
-                files.append(LogFile(last.name, last.base, flush.flushed, size, last.max_time))
+                files.append(msgspec.structs.replace(last, end=flush.flushed, size=size))
             self._indexes.forget(source.path)
         return tuple(files)
 

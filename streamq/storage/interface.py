@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.errors import CorruptDataError
+from streamq.model.files import StoredFile
 from streamq.model.ids import Incarnation, PartitionId
 from streamq.model.registers import Voters
 from streamq.storage.metrics import StorageMetrics
@@ -149,6 +150,9 @@ class Storage(Protocol):
     def partitions(self) -> Sequence[PartitionId]:
         """Every partition that has a run here."""
 
+    def files(self, partition: PartitionId) -> Sequence[StoredFile]:
+        """What lies in log files, in offset order; not what waits in memory for its log file."""
+
     # --- writing -------------------------------------------------------------------------------------------------------
 
     def append(self, batches: Sequence[Batch], states: Sequence[tuple[str, bytes | None]], token: object, *, sync: bool = True) -> None:
@@ -175,16 +179,28 @@ class Storage(Protocol):
         """Forgets the epoch's batches at and past `end` (their epoch was closed there). Repeated at every start by the owner, so that a
         replay of the journal cannot bring them back. A cut at or below the run's base forgets the run."""
 
+    def trim(self, partition: PartitionId, start_offset: int) -> None:
+        """Gives back the space of what lies below `start_offset`: whole log files that end at or below it go, their runs' bases move up.
+
+        The owner's durable state says that nothing below it is wanted. Nothing is removed before a checkpoint without it is durable, which
+        follows soon and holds the derived values as of now or later; a crash before leaves all of it. Repeated at every start by the owner.
+        A reader under way goes on, or finds that the run does not contain its offset any more.
+        """
+
+    def roll(self, partition: PartitionId) -> None:
+        """Closes the newest log file of the partition, however small: what comes goes into another."""
+
     def drop(self, partition: PartitionId) -> None:
         """Forgets the whole partition: its topic is deleted (a tombstone was read) or its copy is void."""
 
     async def restore(self, partition: PartitionId, epoch: int, batches: Sequence[Batch]) -> None:
         """Writes good copies over a damaged range of log data, byte for byte, durably. The batches must be the ones that were there."""
 
-    def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]]) -> None:
+    def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]], kept: Callable[[], None] | None = None) -> None:
         """Registers who supplies derived values (idempotence tables with their positions) to be kept with each checkpoint.
 
-        They come back in `states()` at the next start; they are never older than the checkpoint that they lie in.
+        They come back in `states()` at the next start; they are never older than the checkpoint that they lie in. `kept` is called in the
+        event loop once what was collected last is durable, unless the storage is closing.
         """
 
     # --- reading -------------------------------------------------------------------------------------------------------

@@ -44,13 +44,18 @@ assert _header.size <= LOG_HEADER_BYTES
 
 
 class LogFile(msgspec.Struct, frozen=True, array_like=True):
-    """What a checkpoint says of a file: it holds `[base, end)` in its first `size` bytes; `max_time` is the largest record time there."""
+    """What a checkpoint says of a file: it holds `[base, end)` in its first `size` bytes; `max_time` is the largest record time there.
+
+    `first_append` and `last_append` are append times of its first and last batch, 0 where a checkpoint of an older version did not say.
+    """
 
     name: str
     base: int
     end: int
     size: int
     max_time: int
+    first_append: int = 0
+    last_append: int = 0
 
 
 class LogFileHeader(NamedTuple):
@@ -151,6 +156,7 @@ class LogWriter:
             fd, index, position = self._make(path, LogFileHeader(self._incarnation, partition, epoch, row.base))
         else:
             fd, index, position = self._ops.open(path), self._indexes.known(path), row.size
+        first_append = row.first_append if row.size else batches[first].header.append_time
         self._open.append(fd)
         self._touched.append(path)
         appender = Appender(self._ops, path, fd, position, self._piece)
@@ -175,7 +181,7 @@ class LogWriter:
         self.written += position - row.size
         if position >= self._file_bytes and index is not None:
             self._full.append((path, index))
-        return LogFile(row.name, row.base, expected, position, max_time), first
+        return LogFile(row.name, row.base, expected, position, max_time, first_append, batches[first - 1].header.append_time), first
 
     def _make(self, path: Path, header: LogFileHeader) -> tuple[int, FileIndex, int]:
         """A new file with its header; one of this name that is there was never checkpointed."""

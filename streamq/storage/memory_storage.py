@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import trio
 
 from streamq.model.batches import Batch, BatchHeader
+from streamq.model.files import StoredFile
 from streamq.model.ids import PartitionId
 from streamq.storage.batch_window import BatchWindow
 from streamq.storage.interface import DamagedRangeError, Identity, Lost, LostBatches, LostState, Run, RunsView, StorageFailedError
@@ -19,6 +20,8 @@ from streamq.storage.metrics import StorageMetrics
 __all__ = ["MemoryStorage"]
 
 CHECKPOINT_ENTRIES: Final = 1_000
+FILE_BYTES: Final = 64 << 10
+"""On a disk a log file would be closed once it has so much; here it is what a trim takes at a time."""
 
 
 class _Cut(NamedTuple):
@@ -55,21 +58,60 @@ class _Damage(NamedTuple):
 
 
 class _MemoryRun:
-    __slots__ = ("base", "tail", "window")
+    """`ends`: where the files would end in which it would lie on a disk; what lies behind the last of them is still written."""
+
+    __slots__ = ("base", "ends", "size", "tail", "window")
 
     def __init__(self, base: int) -> None:
         self.base = base
         self.tail = base
         self.window = BatchWindow()
+        self.ends: list[int] = []
+        self.size = 0
 
     def append(self, batch: Batch) -> None:
         self.window.append(batch, batch.header.base)
         self.tail = batch.end
+        self.size += batch.size
+        if self.size >= FILE_BYTES:
+            self.roll()
+
+    def roll(self) -> None:
+        if self.size:
+            self.ends.append(self.tail)
+            self.size = 0
+
+    def cut(self, end: int) -> None:
+        self.window.cut(end)
+        self.tail = self.window.batches[-1].end
+        self.ends = [each for each in self.ends if each < self.tail]
+        last = self.ends[-1] if self.ends else self.base
+        self.size = sum(batch.size for batch in self.window.since(last))
+
+    def begin_at(self, base: int) -> None:
+        self.base = base
+        self.ends = [end for end in self.ends if end > base]
+        while self.window.base is not None and self.window.base < base:
+            self.window.take_first()
+
+    def files(self, epoch: int, *, is_newest: bool) -> list[StoredFile]:
+        found: list[StoredFile] = []
+        at = self.base
+        for end in dict.fromkeys((*self.ends, self.tail)):
+            held = [batch for batch in self.window.since(at) if batch.base < end]
+            if held:
+                first, last = held[0].header.append_time, held[-1].header.append_time
+                is_closed = not is_newest or end in self.ends
+                found.append(StoredFile(epoch, at, end, sum(batch.size for batch in held), first, last, is_closed))
+            at = end
+        return found
 
     def copy(self) -> "_MemoryRun":
         other = _MemoryRun(self.base)
         other.tail = self.tail
         other.window = self.window.copy()
+        other.ends = list(self.ends)
+        other.size = self.size
         return other
 
 
@@ -117,9 +159,18 @@ class _Image:
         if run is None or end >= run.tail:
             return
         if end > run.base:
-            run.window.cut(end)
-            run.tail = run.window.batches[-1].end
-            return
+            run.cut(end)
+        else:
+            self._forget(partition, epoch)
+
+    def begin_at(self, partition: PartitionId, epoch: int, base: int) -> None:
+        run = self.run(partition, epoch)
+        if run is not None:
+            run.begin_at(base)
+            if base >= run.tail:
+                self._forget(partition, epoch)
+
+    def _forget(self, partition: PartitionId, epoch: int) -> None:
         runs = self.runs[partition]
         del runs[epoch]
         if not runs:
@@ -158,7 +209,10 @@ class MemoryStorage:
         self._stopped_cleanly = False
         self._dead = False
         self._collect: Callable[[], Sequence[tuple[str, bytes]]] | None = None
-        self._checkpoint: tuple[int, dict[str, bytes]] | None = None
+        self._kept: Callable[[], None] | None = None
+        self._checkpoint: tuple[int, dict[str, bytes], dict[tuple[PartitionId, int], int]] | None = None
+        self._trims: dict[tuple[PartitionId, int], int] = {}
+        self._is_checkpoint_due = False
         self._damaged: list[_Damage] = []
 
     # --- what is there -------------------------------------------------------------------------------------------------
@@ -217,6 +271,25 @@ class MemoryStorage:
         if run is not None and end < run.tail:
             self._add(_Cut(partition, epoch, end))
 
+    def trim(self, partition: PartitionId, start_offset: int) -> None:
+        for epoch, run in list(self._now.runs.get(partition, {}).items()):
+            base = max((end for end in (*run.ends, run.tail) if end <= start_offset), default=0)
+            if base > run.base:
+                self._now.begin_at(partition, epoch, base)
+                self._trims[partition, epoch] = base
+        self._is_checkpoint_due = True
+        self._wake.set()
+
+    def roll(self, partition: PartitionId) -> None:
+        runs = self._now.runs.get(partition)
+        if runs:
+            runs[max(runs)].roll()
+
+    def files(self, partition: PartitionId) -> Sequence[StoredFile]:
+        runs = self._now.runs.get(partition, {})
+        newest = max(runs, default=0)
+        return [file for epoch in sorted(runs) for file in runs[epoch].files(epoch, is_newest=epoch == newest)]
+
     def drop(self, partition: PartitionId) -> None:
         if partition in self._now.runs:
             self._add(_Drop(partition))
@@ -231,6 +304,9 @@ class MemoryStorage:
             if self._failure is not None:
                 raise StorageFailedError(self._failure)
             if not self._queue or self._dead:
+                if self._is_checkpoint_due and not self._dead:
+                    self._durable = self._written = len(self._journal)  # nothing but cuts and drops can be left
+                    self._advance_checkpoint()
                 self._wake = trio.Event()
                 await self._wake.wait()
                 continue
@@ -254,23 +330,29 @@ class MemoryStorage:
 
     def _advance_checkpoint(self) -> None:
         """Begins one when the journal is long; ends it once all that it covers is durable."""
-        if self._checkpoint is None and len(self._journal) >= CHECKPOINT_ENTRIES:
+        if self._checkpoint is None and (self._is_checkpoint_due or len(self._journal) >= CHECKPOINT_ENTRIES):
             self.checkpoint()
         if self._checkpoint is not None and self._durable >= self._checkpoint[0]:
-            entries, derived = self._checkpoint
+            entries, derived, trims = self._checkpoint
             self._checkpoint = None
             for entry in self._journal[:entries]:
                 self._image.apply(entry)
+            for (partition, epoch), base in trims.items():
+                self._image.begin_at(partition, epoch, base)
             self._image.derived = derived
             del self._journal[:entries]
             self._durable -= entries
             self._written -= entries
             self._queue = [(count - entries, token, sync) for count, token, sync in self._queue]
+            if self._kept is not None:
+                self._kept()
 
     def checkpoint(self) -> None:
         """Begins a checkpoint of all that was appended so far; it counts once that is durable."""
         self._now.derived = self._image.derived if self._collect is None else dict(self._collect())
-        self._checkpoint = (len(self._journal), self._now.derived)
+        self._checkpoint = (len(self._journal), self._now.derived, self._trims)
+        self._trims = {}
+        self._is_checkpoint_due = False
 
     async def close(self) -> None:
         """After `run` has ended."""
@@ -278,6 +360,7 @@ class MemoryStorage:
         if self._dead or self._failure is not None:
             return
         self._durable = self._written = len(self._journal)
+        self._kept = None
         self.checkpoint()
         self._advance_checkpoint()
         self._queue.clear()
@@ -294,8 +377,9 @@ class MemoryStorage:
             assert held is None or (held[0].head, held[0].payload) == (batch.head, batch.payload), "these bytes were not there"
             self._damaged = [rest for damage in self._damaged for rest in damage.without(partition, epoch, batch.base, batch.end)]
 
-    def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]]) -> None:
+    def at_checkpoint(self, collect: Callable[[], Sequence[tuple[str, bytes]]], kept: Callable[[], None] | None = None) -> None:
         self._collect = collect
+        self._kept = kept
 
     # --- reading -------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What every storage promises (`streamq.storage.interface`), for each implementation."""
 
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from streamq.model.files import StoredFile
 from streamq.model.registers import Voters
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.interface import Identity, Run, Storage
@@ -277,3 +278,123 @@ async def test_restoring_what_is_whole_changes_nothing(kind: Kind) -> None:
     after = kind.stopped(storage)
     await after.restore(P1, 1, batches(4, 8))
     assert await after.read(P1, 1, 0, max_bytes=1 << 20) == batches(0, 20)
+
+
+# --- trimming
+
+
+async def flushed(storage: Storage) -> None:
+    """Everything so far lies in files, if the storage has any."""
+    if isinstance(storage, DiskStorage):
+        await storage.flush()
+
+
+async def checkpointed(storage: Storage, position: int) -> None:
+    """Until a checkpoint that begins from now on is durable; it holds a table at `position`."""
+    done = trio.Event()
+    storage.at_checkpoint(lambda: [("table", b"%d" % position)], done.set)
+    storage.trim(P1, 0)
+    await flushed(storage)
+    with trio.fail_after(10):
+        await done.wait()
+
+
+async def test_files_tell_what_lies_where_and_since_when(kind: Kind) -> None:
+    """They are contiguous; all but the newest are closed, and that one too once it is to be."""
+    storage = kind.first()
+    async with running(storage) as tokens:
+        for first in (0, 200, 400):
+            storage.append(batches(first, first + 200, size=1000), [], first)
+            await tokens.until(first)
+            await flushed(storage)
+        files = storage.files(P1)
+        assert [file.is_closed for file in files] == [True] * (len(files) - 1) + [False]
+        assert (files[0].base, files[-1].end) == (0, 600)
+        assert [file.base for file in files[1:]] == [file.end for file in files[:-1]]
+        assert all(file.size > 1000 * (file.end - file.base) / 2 for file in files)
+        assert [(file.first_append, file.last_append) for file in files] == [(1002 + f.base, 1000 + f.end) for f in files]
+        storage.roll(P1)
+        assert all(file.is_closed for file in storage.files(P1))
+        storage.append([batch(600)], [], "more")
+        await tokens.until("more")
+        await flushed(storage)
+        assert [(file.base, file.end, file.is_closed) for file in storage.files(P1)][-2:] == [
+            (files[-1].base, 600, True),
+            (600, 602, False),
+        ]
+
+
+async def trimmed(storage: Storage, epochs: int) -> tuple[int, Sequence[StoredFile]]:
+    """600 records in so many epochs, of which the first 250 and some go. Returns the start offset, and what is left then."""
+    async with running(storage) as tokens:
+        for epoch in range(1, epochs + 1):
+            base = 600 // epochs * (epoch - 1)
+            storage.append(batches(base, base + 600 // epochs, epoch=epoch, size=1000), [], epoch)
+            await tokens.until(epoch)
+            await flushed(storage)
+        before = storage.files(P1)
+        start = next(file.end for file in before if file.end > 250)
+        storage.trim(P1, start)
+        left = storage.files(P1)
+        assert left == [file for file in before if file.end > start]
+        await checkpointed(storage, start)
+        assert storage.files(P1) == left
+    return start, left
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+async def test_a_trim_takes_whole_files_below_the_start_and_nothing_else(kind: Kind, epochs: int) -> None:
+    """Of each epoch; a restart after the next checkpoint finds the same, with the table that was there then."""
+    storage = kind.first()
+    start, left = await trimmed(storage, epochs)
+    restarted = kind.crashed(storage)
+    assert restarted.states()["table"] == b"%d" % start
+    assert restarted.files(P1) == left
+    for epoch, run in restarted.runs(P1).items():
+        assert run.base == min(file.base for file in left if file.epoch == epoch)
+        for offset in (max(run.base, start), run.tail - 1):
+            assert (await restarted.read(P1, epoch, offset, max_bytes=1))[0].base == offset // 2 * 2
+        assert await restarted.read(P1, epoch, run.base - 1, max_bytes=1) == []
+
+
+async def test_a_trim_that_no_checkpoint_holds_may_be_undone_and_is_repeated(kind: Kind) -> None:
+    storage = kind.first()
+    async with running(storage) as tokens:
+        storage.append(batches(0, 600, size=1000), [], "stored")
+        await tokens.until("stored")
+        await flushed(storage)
+        storage.trim(P1, 600)
+    restarted = kind.crashed(storage)
+    assert restarted.runs(P1) in ({}, {1: Run(0, 600)})
+    restarted.trim(P1, 600)
+    assert restarted.runs(P1) == {}
+
+
+async def test_a_run_that_is_trimmed_to_its_end_goes_on_there(kind: Kind) -> None:
+    storage = kind.first()
+    async with running(storage) as tokens:
+        storage.append(batches(0, 100), [], "first")
+        await tokens.until("first")
+        await flushed(storage)
+        storage.roll(P1)
+        storage.trim(P1, 100)
+        assert storage.runs(P1) == {}
+        storage.append([batch(100)], [], "next")
+        await tokens.until("next")
+        await checkpointed(storage, 100)
+        storage.append([batch(102)], [], "last")
+        await tokens.until("last")
+    assert kind.crashed(storage).runs(P1) == {1: Run(100, 104)}
+
+
+async def test_a_trim_of_one_partition_leaves_the_others(kind: Kind) -> None:
+    storage = kind.first()
+    async with running(storage) as tokens:
+        storage.append(batches(0, 100) + batches(0, 100, partition=P2), [], "stored")
+        await tokens.until("stored")
+        await flushed(storage)
+        storage.trim(P1, 1000)
+        await checkpointed(storage, 100)
+    restarted = kind.crashed(storage)
+    assert list(restarted.partitions()) == [P2]
+    assert restarted.runs(P2) == {1: Run(0, 100)}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from streamq.log.tip import ReadRegister, SendTip, TipEffect, TipRead
-from streamq.metadata.changes import name_holder
+from streamq.metadata.changes import name_holders
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.ids import NO_PRODUCER, Member
 from streamq.model.messages import Message, TipAnswer
@@ -205,10 +205,9 @@ class Chaos:
                 if source.is_up:
                     _, batches = source.copied(wanted.epoch, wanted.offset, wanted.end)
                     broker.carry_out(broker.replica.on_copied(wanted.epoch, batches))
-            for segment in broker.replica.renames():
-                gone = segment.member(broker.name)
-                assert gone is not None
-                change = name_holder("t", 0, partition=PARTITION, epoch=segment.epoch, gone=gone, holder=broker.me)
+            gone = {s.epoch: named for s in broker.replica.renames() if (named := s.member(broker.name)) is not None}
+            if gone:
+                change = name_holders("t", 0, partition=PARTITION, gone=gone, holder=broker.me)
                 self.world.register = change(self.world.register)
                 broker.carry_out(broker.replica.on_learn(self.world.register))
             broker.fold()

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.log.replica import Wanted
 from streamq.log.replica_state import ReplicaState
-from streamq.metadata.changes import name_holder
+from streamq.metadata.changes import name_holders
 from streamq.model.errors import StreamqError, UnavailableError
-from streamq.model.registers import PartitionRegister, Segment
+from streamq.model.registers import PartitionRegister
 from tests.sim.tier1.endpoint import Steps, Wait
 from tests.sim.tier1.partition import TOPIC, Partition
 
@@ -50,6 +50,7 @@ class Refills:
             or replica.wanted() is not None
             or bool(replica.renames())
             or replica.fold_needed() is not None
+            or replica.table_needed()
         )
 
     def _pin_limbo(self) -> Steps:
@@ -78,9 +79,8 @@ class Refills:
                 yield from self._copy(partition, wanted)
             for damaged in partition.replica.state.damaged:
                 yield from partition.mend(damaged)
-            for segment in partition.replica.renames():
-                yield from self._rename(partition, segment)
             yield from partition.fold()
+            yield from self._rename(partition)
         except StreamqError:
             yield self.process.sleep(CHECK_INTERVAL_S)
         finally:
@@ -89,10 +89,13 @@ class Refills:
     def _read_limbo(self, partition: Partition) -> Generator[Wait, Any, None]:
         """P-29: what was lost belongs to the epochs that the register names, by a quorum read begun now."""
         if partition.replica.state.limbo_everywhere:
-            register = yield from self.process.registers.get_as(PartitionRegister, partition.key)
-            if register is None or register.id != partition.id:
-                raise UnavailableError("no register names it", code="unavailable")
-            self._read(partition, register)
+            self._read(partition, (yield from self._register_of(partition)))
+
+    def _register_of(self, partition: Partition) -> Generator[Wait, Any, PartitionRegister]:
+        register = yield from self.process.registers.get_as(PartitionRegister, partition.key)
+        if register is None or register.id != partition.id:
+            raise UnavailableError("no register names it", code="unavailable")
+        return register
 
     def _read(self, partition: Partition, register: PartitionRegister) -> None:
         self.world.counters["limbo_read"] += 1
@@ -118,14 +121,17 @@ class Refills:
                 yield partition.stored()
             yield self.process.sleep(PAUSE_S)
             return
+        partition.learn((yield from self._register_of(partition)))
+        if partition.replica.wanted() != wanted:
+            return
         raise UnavailableError("no replica can give it", code="unavailable")
 
-    def _rename(self, partition: Partition, segment: Segment) -> Generator[Wait, Any, None]:
+    def _rename(self, partition: Partition) -> Generator[Wait, Any, None]:
         me = self.process.me
-        gone = segment.member(me.broker)
-        if gone is None or gone == me:
+        gone = {segment.epoch: named for segment in partition.replica.renames() if (named := segment.member(me.broker)) is not None}
+        if not gone:
             return
-        change = name_holder(TOPIC, partition.index, partition=partition.id, epoch=segment.epoch, gone=gone, holder=me)
+        change = name_holders(TOPIC, partition.index, partition=partition.id, gone=gone, holder=me)
         register = yield from self.process.registers.change_as(PartitionRegister, partition.key, change)
-        self.world.counters["holders_named"] += 1
+        self.world.counters["holders_named"] += len(gone)
         partition.learn(register)

@@ -144,13 +144,22 @@ def test_the_start_offset_only_grows_and_trimmed_segments_leave() -> None:
 def test_a_holder_is_renamed_in_closed_segments_only_and_no_broker_twice() -> None:
     register = partition(segment(1, 0, 10), segment(2, 10))
     new = Member("b3", b"new")
-    rename = changes.name_holder("t", 0, partition=P1, epoch=1, gone=MEMBERS[2], holder=new)
+    rename = changes.name_holders("t", 0, partition=P1, gone={1: MEMBERS[2]}, holder=new)
     renamed = rename(register)
     assert renamed.chain[0].replicas == (*MEMBERS[:2], new)
     assert renamed.chain[1] == register.chain[1]
     assert rename(renamed) == renamed
     for epoch, holder in ((2, new), (9, new), (1, Member("b1", b"new"))):
-        assert changes.name_holder("t", 0, partition=P1, epoch=epoch, gone=MEMBERS[2], holder=holder)(register) == register
+        assert changes.name_holders("t", 0, partition=P1, gone={epoch: MEMBERS[2]}, holder=holder)(register) == register
+
+
+def test_one_change_names_a_holder_of_all_segments_that_it_holds_by_then() -> None:
+    """Of the others, the trimmed ones among them, nothing changes."""
+    register = partition(segment(4, 0, 10), segment(5, 10, 20), segment(6, 20, 30), segment(7, 30))
+    new = Member("b3", b"new")
+    renamed = changes.name_holders("t", 0, partition=P1, gone=dict.fromkeys((3, 4, 6, 7), MEMBERS[2]), holder=new)(register)
+    assert [new in each.replicas for each in renamed.chain] == [True, False, True, False]
+    assert renamed.fault() is None
 
 
 # --- brokers and voters ----------------------------------------------------------------------------------------------------

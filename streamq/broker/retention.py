@@ -1,0 +1,117 @@
+"""Trims (P-41): the sequencer raises its partition's start offset, and every broker gives back the space of what lies below.
+
+    the sequencer's files ──► register ──► told to the replicas ──► durable there ──► files removed with a checkpoint that holds the table
+
+The start offset goes only as far as W replicas hold the idempotence table in a durable checkpoint (P-34): the headers that it was folded
+from are given up then, and whoever lacks it later, having been away or made anew, has it from one of them. With less than W one loss after
+a trim, which the protocol bears, could take the last one.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from streamq.broker.node import Node
+from streamq.broker.partition import Partition
+from streamq.log.retention import Retention, new_start, wants_roll
+from streamq.metadata.changes import trim
+from streamq.model.errors import StreamqError
+from streamq.model.messages import Open, Tip, TipAnswer
+from streamq.model.quorum import high_watermark
+from streamq.model.registers import PartitionRegister, partition_key
+
+if TYPE_CHECKING:
+    from streamq.broker.sequencing import Follower, Sequencing
+
+__all__ = ["SWEEP_INTERVAL_S", "Trims"]
+
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S: Final = 2.0
+"""Between two looks at the files, give or take half of it, so that brokers do not all look at once."""
+TRIMS_AT_ONCE: Final = 4
+
+
+class Trims:
+    """One sweep over all partitions of a broker; a task only for a partition of which something goes."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._limiter = trio.CapacityLimiter(TRIMS_AT_ONCE)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S * (0.5 + self.node.clock.random()))
+            now_ms = self.node.clock.now_ms()
+            for partition in list(self.node.partitions.values()):
+                partition.give_back()
+                sequencing = partition.sequencing
+                if sequencing is None or sequencing.retention.is_for_ever or "trim" in partition.busy:
+                    continue
+                wanted = self._wanted(partition, sequencing.retention, now_ms)
+                if wanted > partition.replica.start_offset:
+                    partition.busy.add("trim")
+                    self.node.nursery.start_soon(self._trim, partition, sequencing, wanted, name=f"trim {partition.name}")
+
+    def _wanted(self, partition: Partition, retention: Retention, now_ms: int) -> int:
+        """Where retention would have the log begin, as far as this replica alone may say."""
+        storage, replica = self.node.storage, partition.replica
+        files = storage.files(partition.id)
+        if files and not files[-1].is_closed and wants_roll(files[-1], retention, now_ms=now_ms):
+            storage.roll(partition.id)
+        limit = min(replica.high_watermark[1], replica.table_kept)
+        return new_start(files, retention, start=replica.start_offset, limit=limit, now_ms=now_ms)
+
+    async def _trim(self, partition: Partition, sequencing: "Sequencing", wanted: int) -> None:
+        try:
+            async with self._limiter:
+                limit = await self._table_limit(partition, sequencing)
+                ends = [file.end for file in self.node.storage.files(partition.id) if file.end <= min(wanted, limit)]
+                if ends:
+                    await self.raise_start(partition, max(ends))
+        except StreamqError as error:
+            log.info("%s: not trimmed for now: %s", partition.name, error)
+        finally:
+            partition.busy.discard("trim")
+
+    async def _table_limit(self, partition: Partition, sequencing: "Sequencing") -> int:
+        """The position that the durable tables of W replicas of the open epoch, this one among them, have come to (P-34)."""
+        kept = [partition.replica.table_kept]
+
+        async def ask(follower: "Follower") -> None:
+            peer = self.node.peers.get(follower.member.broker)
+            if peer is None or peer.channel is None or peer.member != follower.member:
+                return  # P-10
+            tip = Tip(partition.id, sequencing.epoch, sequencing.segment.base)
+            try:
+                frame = await peer.channel.request(tip, timeout_s=self.node.config.request_timeout_s)
+            except StreamqError:
+                return
+            if isinstance(frame.message, TipAnswer):
+                kept.append(frame.message.table)
+
+        async with trio.open_nursery() as nursery:
+            for follower in sequencing.followers.values():
+                nursery.start_soon(ask, follower)
+        return high_watermark(kept, write=sequencing.segment.write, base=0)
+
+    async def raise_start(self, partition: Partition, start_offset: int) -> PartitionRegister:
+        """Moves the start offset in the register, then tells everybody who may hold something of the partition. Raises StreamqError.
+
+        The caller knows that `start_offset` is committed, and that W replicas hold a table at or past it (`_table_limit`). Who is not told
+        now learns of it when its connection is back (`Sequencing`), when it next misses something (`Refills`), or from the news.
+        """
+        node, state = self.node, partition.replica.state
+        change = trim(state.topic, state.index, partition=partition.id, start_offset=start_offset)
+        register = await node.registers.change_as(PartitionRegister, partition_key(state.topic, state.index), change)
+        node.metrics.trims += 1
+        partition.learn(register)
+        for broker in partition.others():
+            peer = node.peers.get(broker)
+            if peer is not None and peer.channel is not None:
+                peer.channel.send(Open(register))
+        node.flush()
+        log.info("%s: begins at offset %d now", partition.name, register.start_offset)
+        return register

@@ -1,0 +1,60 @@
+"""Idempotence tables as values (P-34): in checkpoints, and on the wire to a replica that lacks the headers below its start offset."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import msgspec
+
+from streamq.model.fields import U63, Id16
+from streamq.model.ids import NO_PRODUCER
+from streamq.model.limits import DEDUP_BATCHES
+
+__all__ = ["Place", "ProducerSnapshot", "TableSnapshot", "fault_of"]
+
+
+class Place(NamedTuple):
+    """Where a producer's batch lies."""
+
+    sequence: U63
+    base: U63
+    records: U63
+    append_time: U63
+
+
+class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of one producer; `places` are the last of its batches in `epoch`, consecutive, up to `last_sequence`."""
+
+    producer: Id16
+    epoch: U63
+    last_sequence: U63
+    append_time: U63
+    places: tuple[Place, ...]
+
+
+class TableSnapshot(msgspec.Struct, frozen=True, array_like=True):
+    """The fold over everything committed in `[0, position)`; producers in the order of their last batches' append times."""
+
+    position: U63
+    last_append_time: U63
+    producers: tuple[ProducerSnapshot, ...]
+
+
+def fault_of(snapshot: ProducerSnapshot, *, position: int, after: int, last_append_time: int) -> str | None:
+    """Why no fold up to `position` comes to this entry, behind one whose last batch was appended at `after`; None if one may."""
+    places = snapshot.places
+    if snapshot.producer == NO_PRODUCER:
+        return "is none"
+    if not 0 < len(places) <= DEDUP_BATCHES:
+        return f"has {len(places)} places"
+    if not after <= snapshot.append_time <= last_append_time:
+        return f"was last seen at {snapshot.append_time}, and comes between {after} and {last_append_time}"
+    last = places[-1]
+    if (last.sequence, last.append_time) != (snapshot.last_sequence, snapshot.append_time):
+        return "does not end with its last batch"
+    if last.base + last.records > position or not all(place.records for place in places):
+        return f"has a batch past {position}, or one without a record"
+    for before, place in pairwise(places):
+        is_next = place.sequence == before.sequence + 1 and place.base >= before.base + before.records
+        if not is_next or place.append_time < before.append_time:
+            return f"has sequence {place.sequence} at {place.base} behind {before.sequence} at {before.base}"
+    return None
