@@ -23,7 +23,8 @@ TABLES_KEPT_MAX: Final = 4
 class TablesGiven:
     """The giver's side, of all partitions of one broker."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, page_producers: int = TABLE_PAGE_PRODUCERS_MAX) -> None:
+        self._page_producers = page_producers
         self._kept: OrderedDict[tuple[PartitionId, int], TableSnapshot] = OrderedDict()
 
     def page(self, asked: ReadTable, table: IdempotenceTable) -> Table:
@@ -34,7 +35,7 @@ class TablesGiven:
                 raise UnavailableError("the table that the pages before are of is not kept any more", code="conflict", hint="begin anew")
         else:
             snapshot = table.snapshot()
-        producers = snapshot.producers[asked.first : asked.first + TABLE_PAGE_PRODUCERS_MAX]
+        producers = snapshot.producers[asked.first : asked.first + self._page_producers]
         more = asked.first + len(producers) < len(snapshot.producers)
         key = (asked.partition, snapshot.position)
         if more:

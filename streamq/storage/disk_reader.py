@@ -99,8 +99,12 @@ class DiskReader:
         for file in () if run is None else run.files:
             copies = [batch for batch in batches if file.base <= batch.base < file.end]
             if run is not None and copies:
-                # A restore that was begun is finished, also when it is cancelled: half of it would be damage again.
-                await self._workers.run(partial(self._restore_file, run.partition, run.epoch, file, copies), limiter=self._limiter)
+                try:
+                    # A restore that was begun is finished, also when it is cancelled: half of it would be damage again.
+                    await self._workers.run(partial(self._restore_file, run.partition, run.epoch, file, copies), limiter=self._limiter)
+                except FileNotFoundError:
+                    if any(each.name == file.name for each in run.files):
+                        raise  # else it was trimmed meanwhile
 
     async def _in_file(self, run: DiskRun, offset: int, read: Callable[[LogSource], T]) -> T | None:
         """What `read` returns for the file that holds the offset; None if the run has changed meanwhile: look again."""

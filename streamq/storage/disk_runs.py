@@ -218,12 +218,10 @@ class DiskRuns:
         if runs:
             runs[max(runs)].must_roll = True
 
-    def drop(self, partition: PartitionId) -> bool:
-        """Forgets all runs of the partition. False if there was none."""
-        runs = self.of(partition)
-        for run in runs:
+    def drop(self, partition: PartitionId) -> None:
+        """Forgets all runs of the partition."""
+        for run in self.of(partition):
             self._forget(run)
-        return bool(runs)
 
     def _add(self, partition: PartitionId, epoch: int, base: int) -> DiskRun:
         run = self._partitions.setdefault(partition, {})[epoch] = DiskRun(partition, epoch, base)

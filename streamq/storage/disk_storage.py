@@ -228,8 +228,9 @@ class DiskStorage:
         self._runs.roll(partition)
 
     def drop(self, partition: PartitionId) -> None:
-        if self._runs.drop(partition):
-            self._put(Work([drop_entry(partition)], STATE_COST_BYTES, NOTHING, True))
+        self._runs.drop(partition)
+        # Also of one without a run: the last checkpoint may name what was trimmed since.
+        self._put(Work([drop_entry(partition)], STATE_COST_BYTES, NOTHING, True))
 
     def _put(self, work: Work) -> None:
         self._commit.put(work)

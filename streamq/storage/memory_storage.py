@@ -291,8 +291,7 @@ class MemoryStorage:
         return [file for epoch in sorted(runs) for file in runs[epoch].files(epoch, is_newest=epoch == newest)]
 
     def drop(self, partition: PartitionId) -> None:
-        if partition in self._now.runs:
-            self._add(_Drop(partition))
+        self._add(_Drop(partition))
 
     def _add(self, entry: _Entry) -> None:
         self._now.apply(entry)

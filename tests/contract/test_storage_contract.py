@@ -398,3 +398,17 @@ async def test_a_trim_of_one_partition_leaves_the_others(kind: Kind) -> None:
     restarted = kind.crashed(storage)
     assert list(restarted.partitions()) == [P2]
     assert restarted.runs(P2) == {1: Run(0, 100)}
+
+
+async def test_a_partition_that_is_dropped_after_it_was_trimmed_does_not_come_back(kind: Kind) -> None:
+    """Found by the simulation (storage seed 1552): without a run left nothing of the drop was written."""
+    storage = kind.first()
+    async with running(storage) as tokens:
+        storage.append(batches(0, 100), [], "stored")
+        await tokens.until("stored")
+        await checkpointed(storage, 0)
+        storage.trim(P1, 100)
+        storage.drop(P1)
+        storage.append([], [("state", b"later")], "later")
+        await tokens.until("later")
+    assert kind.crashed(storage).runs(P1) == {}

@@ -16,6 +16,7 @@ __all__ = ["PARTITIONS", "Model", "Violation", "demand", "written_batch"]
 PARTITIONS: Final = (P1, P2)
 KEYS: Final = ("a", "b", "c")
 LIMBO: Final = "limbo"
+TABLE: Final = "table/"
 GROUP_BYTES_MIN: Final = 4096
 SIZES: Final = (20, 100, 100, 500, 500, 3000, 9000)
 
@@ -48,6 +49,30 @@ class Cut(NamedTuple):
 
 class Drop(NamedTuple):
     partition: bytes
+
+
+class Trims:
+    """Up to where the owner has had each run trimmed, ever: what lies below may be gone, or be there (again) after a crash.
+
+    `encoded` is what stands for the idempotence table: it goes with each checkpoint, and says up to where anything may be gone there."""
+
+    def __init__(self) -> None:
+        self.starts: dict[tuple[bytes, int], int] = {}
+
+    def of(self, key: tuple[bytes, int]) -> int:
+        return self.starts.get(key, 0)
+
+    def encoded(self) -> list[tuple[str, bytes]]:
+        return [(f"{TABLE}{partition.hex()}/{epoch}", b"%d" % start) for (partition, epoch), start in self.starts.items()]
+
+    def fit(self, actual: dict[tuple[bytes, int], Run], expected: dict[tuple[bytes, int], Run]) -> bool:
+        """Whether these are the same runs, but for what may be gone."""
+        return actual.keys() <= expected.keys() and all(self._fits(key, actual.get(key), run) for key, run in expected.items())
+
+    def _fits(self, key: tuple[bytes, int], actual: Run | None, expected: Run) -> bool:
+        if actual is None:
+            return expected.tail <= self.of(key)
+        return actual.tail == expected.tail and expected.base <= actual.base <= max(expected.base, self.of(key))
 
 
 class Image:
@@ -99,6 +124,7 @@ class Model:
         self._ends: dict[tuple[bytes, int], int] = {}
         self._ever: set[tuple[bytes, int, int]] = set()
         self._next = 0
+        self.trims = Trims()
         self.is_in_limbo = False
 
     @property
@@ -111,14 +137,19 @@ class Model:
         partition = chance.choice(PARTITIONS)
         epoch = self._epochs[partition]
         run = self._now.runs.get((partition, epoch))
-        what = chance.choices(("append", "state", "epoch", "drop"), (80, 10, 8, 1))[0]
-        if what == "drop":
+        what = chance.choices(("append", "state", "epoch", "trim", "roll", "drop"), (80, 10, 8, 4, 2, 1))[0]
+        if what == "trim":
+            self._trim(storage, partition, chance)
+        elif what == "roll":
+            storage.roll(partition)
+        elif what == "drop":
             storage.drop(partition)
             self._record(Drop(partition))
             self._ends = {key: end for key, end in self._ends.items() if key[0] != partition}
             self._epochs[partition] += 1
         elif what == "epoch" and run is not None:
-            end = self._ends[partition, epoch] = chance.randrange(run.base, run.tail + 1) // 2 * 2
+            least = min(max(run.base, self.trims.of((partition, epoch))), run.tail)  # an epoch never ends below the start offset (P-41)
+            end = self._ends[partition, epoch] = chance.randrange(least, run.tail + 1) // 2 * 2
             storage.cut(partition, epoch, end)
             self._record(Cut(partition, epoch, end))
             self._epochs[partition] += 1
@@ -138,6 +169,16 @@ class Model:
         states = (self._state(chance),) if chance.random() < 0.2 else ()
         self._queue(storage, Append(places, states), sync=chance.random() < 0.8)
 
+    def _trim(self, storage: DiskStorage, partition: bytes, chance: Random) -> None:
+        """To anywhere, the end of what is there included."""
+        runs = dict(storage.runs(partition))
+        if runs:
+            least, most = min(run.base for run in runs.values()), max(run.tail for run in runs.values())
+            start = chance.choice((most, chance.randrange(least, most + 1), chance.randrange(least, most + 1))) // 2 * 2
+            for epoch in runs:
+                self.trims.starts[partition, epoch] = max(start, self.trims.of((partition, epoch)))
+            storage.trim(partition, start)
+
     def append_state(self, storage: DiskStorage, chance: Random) -> None:
         self._queue(storage, Append((), (self._state(chance),)), sync=True)
 
@@ -152,6 +193,8 @@ class Model:
         for (partition, epoch), end in self._ends.items():
             storage.cut(partition, epoch, end)
             self._record(Cut(partition, epoch, end))
+        for partition in PARTITIONS:
+            storage.trim(partition, min((self.trims.of((partition, epoch)) for epoch in storage.runs(partition)), default=0))
 
     def _state(self, chance: Random) -> tuple[str, bytes | None]:
         self._next += 1
@@ -196,14 +239,28 @@ class Model:
             floor = min(floor, self._groups[max(0, len(self._groups) - 1 - unproven)])
         actual = found_in(storage)
         image = self._before.copy()
+        uncovered = ""
         for number in range(len(self._list) + 1):
-            if number >= floor and (image.runs, image.states) == (actual.runs, actual.states):
-                demand(bool(ever) or not storage.lost, f"losses are reported on a good disk: {storage.lost}")
-                return
+            if number >= floor and image.states == actual.states and self.trims.fit(actual.runs, image.runs):
+                uncovered = self._uncovered(storage, image, actual)
+                if not uncovered:
+                    demand(bool(ever) or not storage.lost, f"losses are reported on a good disk: {storage.lost}")
+                    return
             if number < len(self._list):
                 image.apply(self._list[number])
+        demand(not uncovered, uncovered)
         demand(bool(ever), f"what is there is no beginning of what was appended: {self._differences(actual, floor)}")
         self._demand_reports(actual, floor, storage.lost)
+
+    def _uncovered(self, storage: DiskStorage, image: Image, actual: Image) -> str:
+        """P-34: nothing is gone that the table kept with the same checkpoint does not cover; what is, if these are the runs."""
+        for key, run in image.runs.items():
+            found = actual.runs.get(key)
+            begins = run.tail if found is None else found.base
+            table = int(storage.states().get(f"{TABLE}{key[0].hex()}/{key[1]}", b"0"))
+            if begins > max(run.base, table):
+                return f"{key}: {run} begins at {begins} now, and the table kept is at {table}"
+        return ""
 
     def adopt(self, storage: DiskStorage) -> None:
         """What a start has found is durable."""
@@ -236,7 +293,8 @@ class Model:
         for key, run in least.runs.items():
             end = min(run.tail, self._ends.get(key, run.tail))
             found = actual.runs.get(key)
-            if key[0] in dropped or end <= run.base or (found is not None and found.base == run.base and found.tail >= end):
+            start = max(run.base, self.trims.of(key))
+            if key[0] in dropped or end <= start or (found is not None and found.base <= start and found.tail >= end):
                 continue
             hole = holes.get(key)
             is_reported = hole is not None and hole.end >= end and hole.base <= (found.tail if found is not None else end)
@@ -249,4 +307,4 @@ class Model:
 
 def found_in(storage: DiskStorage) -> Image:
     runs = {(partition, epoch): run for partition in PARTITIONS for epoch, run in storage.runs(partition).items()}
-    return Image(runs, {key: value for key, value in storage.states().items() if key != LIMBO})
+    return Image(runs, {key: value for key, value in storage.states().items() if key != LIMBO and not key.startswith(TABLE)})

@@ -12,7 +12,8 @@ __all__ = ["MUST_HAPPEN", "account", "run_seed"]
 
 LIVES: Final = 6
 MUST_HAPPEN: Final = (
-    "append", "reads", "epoch", "drop", "crash", "crash after", "rot", "lost", "misdirected", "sync", "full", "stop", "damaged ranges",
+    "append", "reads", "epoch", "drop", "trim", "roll",
+    "crash", "crash after", "rot", "lost", "misdirected", "sync", "full", "stop", "damaged ranges",
     "torn writes",
 )  # fmt: skip
 

@@ -123,6 +123,7 @@ class StorageWorld:
             while model.is_in_limbo:
                 await self._given.wait()
         model.adopt(storage)
+        storage.at_checkpoint(model.trims.encoded)
         self._seen_damage = len(self.disk.damage)
         model.repeat_cuts(storage)
         if ending == "crash after":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from streamq.log.effects import Persist
 from streamq.model.batches import Batch, BatchHeader
-from streamq.model.ids import NO_PRODUCER
+from streamq.model.ids import NO_PRODUCER, PartitionId
 from streamq.model.registers import PartitionRegister, Segment
 from tests.sim.tier1 import events
 from tests.sim.tier1.events import BatchId
@@ -15,6 +15,7 @@ from tests.sim.tier1.events import BatchId
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.sim.tier1.disk import Disk
     from tests.sim.tier1.partition import Partition
     from tests.sim.tier1.sequencing import Sequencing
     from tests.sim.tier1.world import World
@@ -84,16 +85,21 @@ class Checks:
         copies = 0
         for member in segment.replicas:
             disk = self.world.disks[member.broker]
-            if disk.incarnation == member.incarnation:
-                run = (disk.raw_runs if is_synced else disk.runs).get(partition.id, {}).get(segment.epoch)
-                if run and run[-1].end >= end:
-                    copies += 1
-                    continue
+            is_named = disk.incarnation == member.incarnation
+            if is_named and self._held_to(disk, partition.id, segment.epoch, is_synced=is_synced) >= end:
+                copies += 1
+                continue
             copies += member.broker in self.world.wounded
         if copies < segment.write and end > segment.base:
             raise Violation(
                 f"{rule}: epoch {segment.epoch} is said to be stored up to {end}, and {copies} of W = {segment.write} hold that"
             )
+
+    def _held_to(self, disk: "Disk", partition: PartitionId, epoch: int, *, is_synced: bool) -> int:
+        """What lies below the start offset counts as held (P-41)."""
+        run = (disk.raw_runs if is_synced else disk.runs).get(partition, {}).get(epoch)
+        state = disk.raw_states.get(("replica", partition))
+        return max(run[-1].end if run else 0, state.start_offset if state is not None else 0)
 
     # --- what somebody concludes
 
@@ -161,8 +167,8 @@ class Checks:
         partition = self.world.partition_ids[index]
         copies = len(self.world.wounded)
         for broker, disk in self.world.disks.items():
-            run = (disk.raw_runs if opened.durability == "fsync" else disk.runs).get(partition, {}).get(epoch)
-            copies += broker not in self.world.wounded and bool(run) and run[-1].end >= end
+            held = self._held_to(disk, partition, epoch, is_synced=opened.durability == "fsync")
+            copies += broker not in self.world.wounded and held >= end
         if copies < opened.write:
             raise Violation(f"P-18: epoch {epoch} was closed at {end}, and {copies} brokers hold that; W = {opened.write}")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Damage", "Disk", "DiskProfile", "batch_at"]
 
+TRIM_CHECKPOINT_S = 0.3
 Runs = dict[PartitionId, dict[int, list[Batch]]]
 Token = Callable[[], None]
 
@@ -132,6 +133,19 @@ class Disk:
         if _cut(self.runs, partition, epoch, end) and not self.world.plan.disk.are_cuts_volatile:
             self._put(_Entry(partition, epoch, (), end, None, None, None, True))
 
+    def trim(self, partition: PartitionId, start_offset: int) -> None:
+        """Batches take the place of files here. What a crash finds is not touched before the next checkpoint, which holds the table."""
+        for run in self.runs.get(partition, {}).values():
+            count = next((place for place, batch in enumerate(run) if batch.end > start_offset), len(run))
+            self.world.counters["batches_trimmed"] += count
+            del run[:count]
+        self._since_checkpoint += self.world.plan.disk.checkpoint_entries
+        self.world.after(TRIM_CHECKPOINT_S, self.process, self._checkpoint_when_idle)
+
+    def _checkpoint_when_idle(self) -> None:
+        if not self._pending and self._since_checkpoint:
+            self.checkpoint()
+
     def _put(self, entry: _Entry) -> None:
         self._pending.append(entry)
         if not self._group:
@@ -196,6 +210,7 @@ class Disk:
         self.raw_runs = _copy(self.runs)
         if self.process is not None:
             self.tables = self.process.table_snapshots()
+            self.process.on_checkpoint()
 
     # --- what becomes of it
 
@@ -252,6 +267,7 @@ class Disk:
             self.raw_states.pop(loss.key, None)
         else:
             assert isinstance(loss, LostUnknown)
+            self.tables = {}
 
     # --- reading
 

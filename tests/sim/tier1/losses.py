@@ -56,18 +56,6 @@ class Losses:
                     return False
         return True
 
-    def may_lose_disk(self, broker: str) -> bool:
-        """A table of what was trimmed cannot be had from others yet (P-34, P-41), so enough others must have it."""
-        if not self.may_lose(broker):
-            return False
-        world = self.world
-        for index, partition in enumerate(world.partition_ids):
-            start = world.versions.register(index).start_offset
-            others = [disk for name, disk in world.disks.items() if name != broker and name not in self._dead]
-            if start and sum(1 for disk in others if has_table(disk, partition, start)) < 2:
-                return False
-        return True
-
     def may_lose_voter(self, broker: str) -> bool:
         """Every voter's disk says that it is ready, under one number, and enough are left to replace one."""
         world = self.world
@@ -115,7 +103,7 @@ class Losses:
             return False
         partition = world.partition_ids[index]
         state: ReplicaState = disk.raw_states.get(replica_key(partition), ReplicaState(partition))
-        if state.limbo_everywhere or state.limbo:
+        if state.limbo_everywhere or state.limbo or not has_table(disk, partition, register.start_offset):
             return False
         last = register.last.member(broker)
         if last is not None and last != disk.member:

@@ -17,6 +17,7 @@ from streamq.model.messages import (
     Prepare,
     Produce,
     ReadAccepted,
+    ReadTable,
     ReadTip,
     ReadVoters,
     Rejoin,
@@ -58,6 +59,7 @@ class Mail:
             Open: self._open,
             Tip: self._tip,
             Copy: self._copy,
+            ReadTable: self._read_table,
             TakeOver: self._take_over,
             Rejoin: self._rejoin,
             ReadTip: self._read_tip,
@@ -143,6 +145,7 @@ class Mail:
         if not self._is_starting(session, number):
             partition = self.process.partition(message.register.id)
             partition.carry_out(partition.replica.on_open(message.register, ReplyTo(session.connection, number)))
+            partition.heard(message.register)
 
     def _tip(self, session: Session, message: Message, _batches: Sequence[Batch], number: int) -> None:
         assert isinstance(message, Tip)
@@ -165,6 +168,19 @@ class Mail:
             session.connection.answer(number, Failure(error.code, error.message))
         else:
             session.connection.answer(number, answer, batches)
+
+    def _read_table(self, session: Session, message: Message, _batches: Sequence[Batch], number: int) -> None:
+        assert isinstance(message, ReadTable)
+        partition = self.process.partitions.get(message.partition)
+        if partition is None or self.process.state not in ("serving", "stopping"):
+            session.connection.answer(number, Failure("not_ready", self.process.state))
+            return
+        try:
+            answer = self.process.tables.page(message, partition.replica.table)
+        except StreamqError as error:
+            session.connection.answer(number, Failure(error.code, error.message))
+        else:
+            session.connection.answer(number, answer)
 
     def _to_acceptor(self, session: Session, message: Message, _batches: Sequence[Batch], number: int) -> None:
         self.process.acceptor.submit(message, lambda answer: session.connection.answer(number, answer))
@@ -205,11 +221,11 @@ class Mail:
 
     def _read_tip_here(self, session: Session, message: ReadTip, number: int) -> Steps:
         try:
-            result, register = yield from read_tip(self.process, message.index, TIP_DEADLINE_S)
+            result, _ = yield from read_tip(self.process, message.index, TIP_DEADLINE_S)
         except StreamqError as error:
             session.connection.answer(number, Failure(error.code, error.message))
         else:
-            session.connection.answer(number, TipRead(result.epoch, result.high_watermark, register.start_offset, result.answered))
+            session.connection.answer(number, TipRead(result.epoch, result.high_watermark, result.start_offset, result.answered))
 
     def _subscribe(self, session: Session, message: Message, _batches: Sequence[Batch], _number: int) -> None:
         assert isinstance(message, Subscribe)

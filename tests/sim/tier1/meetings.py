@@ -54,7 +54,7 @@ class Meetings:
         if len(followers) <= kept or len(followers) != len(sequencing.followers):
             return False
         victim, *beside = followers[:kept]
-        if not self.nemesis.losses.may_lose_disk(victim) or not self.nemesis.losses.may_lose_voter(victim):
+        if not self.nemesis.losses.may_lose(victim) or not self.nemesis.losses.may_lose_voter(victim):
             return False
         lag_s = 0.05 + 0.25 * (action.amount * 16 % 1)
         for lagging in followers[kept:]:

@@ -1,19 +1,21 @@
 """Carries out the faults of a plan, each at its time, as far as the protocol promises to bear them. All but `dead` end by themselves."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from streamq.metadata.changes import trim
+from streamq.model.batches import Batch
 from streamq.model.errors import StreamqError
 from streamq.model.ids import PartitionId
-from streamq.model.quorum import Quorum, reopen_quorum
-from streamq.model.registers import PartitionRegister
+from streamq.model.messages import Message, Open, Tip, TipAnswer
+from streamq.model.quorum import Quorum, high_watermark, reopen_quorum
+from streamq.model.registers import PartitionRegister, Segment
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown
 from tests.sim.tier1.acceptors import RECORD_KEY
 from tests.sim.tier1.disk import Damage, Disk
-from tests.sim.tier1.endpoint import Steps
+from tests.sim.tier1.endpoint import Steps, Wait
 from tests.sim.tier1.link_faults import LinkFaults
 from tests.sim.tier1.losses import Losses
 from tests.sim.tier1.meetings import Meetings
@@ -22,6 +24,7 @@ from tests.sim.tier1.plan import Action
 from tests.sim.tier1.takeovers import TakeoverRun
 
 if TYPE_CHECKING:
+    from tests.sim.tier1.partition import Partition
     from tests.sim.tier1.process import Process
     from tests.sim.tier1.world import World
 
@@ -279,7 +282,7 @@ class Nemesis:
 
     def _lose_disk(self, action: Action, name: str) -> bool:
         """P-31: an empty directory under the old address: another incarnation."""
-        if name in self.dead or not self.losses.may_lose_disk(name) or not self.losses.may_lose_voter(name):
+        if name in self.dead or not self.losses.may_lose(name) or not self.losses.may_lose_voter(name):
             return False
         self.losses.enter(name, "disk")
         self._end_and_lose(action, name)
@@ -363,7 +366,7 @@ class Nemesis:
         return len(wanted) > 2 and all(sum(self.losses.is_whole(i, b) for b in wanted) >= len(wanted) - 1 for i in indices)
 
     def _trim(self, action: Action, name: str) -> bool:
-        """P-41: up to a high watermark told for the open epoch; what every kept idempotence table has come to (P-34) goes first."""
+        """P-41: up to a high watermark told for the open epoch, and to what the durable tables of W replicas have come to (P-34)."""
         process = self.world.processes.get(name)
         if process is None or process.state != "serving" or process.is_paused:
             return False
@@ -375,10 +378,8 @@ class Nemesis:
             opened = partition.open_segment
             if opened is None:
                 continue
-            names = opened.replicas
-            tables = [self.world.disks[member.broker].tables.get(partition.id) for member in names]
-            known = [0 if table is None else table.position for table in tables]
-            start = int(amount * min([partition.replica.high_watermark[1], *known]))
+            limit = yield from self._table_limit(partition, opened)
+            start = int(amount * min(partition.replica.high_watermark[1], limit))
             change = trim(TOPIC, partition.index, partition=partition.id, start_offset=start)
             try:
                 register = yield from process.registers.change_as(PartitionRegister, partition.key, change)
@@ -386,3 +387,23 @@ class Nemesis:
                 continue
             self.world.counters["trims"] += 1
             partition.learn(register)
+            for broker in partition.others() if amount > 0.3 else ():  # or else they find out by themselves
+                peer = process.peers.get(broker)
+                if peer is not None and peer.connection is not None:
+                    peer.connection.request(Open(register), (), 1.0, _nothing)
+
+    def _table_limit(self, partition: "Partition", opened: Segment) -> Generator[Wait, Any, int]:
+        process = partition.process
+        kept = [partition.replica.table_kept] if partition.me in opened.replicas else []
+        for member in opened.replicas:
+            peer = process.peers.get(member.broker)
+            if peer is None or peer.member != member:
+                continue
+            answer, _ = yield process.peers.ask(member.broker, Tip(partition.id, opened.epoch, opened.base))
+            if isinstance(answer, TipAnswer) and peer.member == member:
+                kept.append(answer.table)
+        return high_watermark(kept, write=opened.write, base=0)
+
+
+def _nothing(_message: Message, _batches: Sequence[Batch]) -> None:
+    """Whether it was told or not."""

@@ -9,10 +9,11 @@ from streamq.log.idempotence import IdempotenceTable
 from streamq.log.replica import Readable, Replica, Unreadable
 from streamq.log.replica_state import ReplicaState
 from streamq.log.sequencer import Sequencer
+from streamq.log.table_copy import TableCopy
 from streamq.model.batches import Batch
 from streamq.model.errors import CorruptDataError, StreamqError, UnavailableError
 from streamq.model.ids import PartitionId
-from streamq.model.messages import Copied, Copy, Message
+from streamq.model.messages import Copied, Copy, Message, Table
 from streamq.model.registers import PartitionRegister, Segment, partition_key
 from tests.sim.tier1 import events
 from tests.sim.tier1.checks import Violation, batch_id
@@ -58,6 +59,7 @@ class Partition:
         """Called when more may be readable."""
         self._stored: list[Callable[[], None]] = []
         self._is_mending = False
+        self._given_back = 0
 
     @property
     def open_segment(self) -> Segment | None:
@@ -122,6 +124,18 @@ class Partition:
         """A completed change or quorum read returned this register."""
         if register.id == self.id and not register.deleted:
             self.carry_out(self.replica.on_learn(register))
+            self.heard(register)
+
+    def heard(self, register: PartitionRegister) -> None:
+        if self.sequencing is not None:
+            self.sequencing.learn(register)
+
+    def give_back(self) -> None:
+        """Has storage forget what may be forgotten by now (P-41)."""
+        trimmable = self.replica.trimmable
+        if trimmable > self._given_back:
+            self._given_back = trimmable
+            self.disk.trim(self.id, trimmable)
 
     # --- reading
 
@@ -195,20 +209,45 @@ class Partition:
                 batches = yield from self.fetch(source, damage.epoch, offset, damage.end)
             except StreamqError:
                 continue
-            if batches and batches[0].base == offset:
+            if batches and batches[0].base <= offset < batches[0].end:
                 return batches
         raise CorruptDataError("nobody can give a damaged range again", code="data_damaged")
 
     # --- idempotence
 
     def fold(self) -> Generator[Wait, Any, None]:
-        """Brings the idempotence table up to what is committed here (P-34). Raises CorruptDataError."""
-        while (needed := self.replica.fold_needed()) is not None:
+        """Brings the idempotence table up to what is committed here (P-34). Raises CorruptDataError, UnavailableError."""
+        while True:
+            needed = self.replica.fold_needed()
+            if needed is None:
+                if not self.replica.table_needed():
+                    return
+                yield from self._fetch_table()
+                continue
             epoch, offset = needed
             batches = yield from self.read_whole(epoch, offset)
             if not batches:
                 return
             self.replica.on_headers(epoch, [batch.header for batch in batches])
+
+    def _fetch_table(self) -> Generator[Wait, Any, None]:
+        """P-41: where headers below the start offset are gone, another replica's table goes on. Raises UnavailableError."""
+        for source in self.others():
+            copy = TableCopy(self.id)
+            while not copy.is_whole:
+                page, _ = yield self.process.peers.ask(source, copy.next_page, 1.0)
+                if not isinstance(page, Table):
+                    break
+                copy.add(page)
+            if copy.is_whole and self.replica.on_table(copy.table()):
+                self.world.counters["tables_fetched"] += 1
+                return
+        raise UnavailableError("no replica gives a table", code="unavailable")
+
+    def others(self) -> list[str]:
+        names = dict.fromkeys(m.broker for segment in reversed(self.replica.state.chain) for m in segment.replicas)
+        others = [broker for broker in names if broker != self.process.name]
+        return sorted(others, key=lambda broker: not self.process.peers.is_alive(broker))
 
     def new_sequencer(self, segment: Segment) -> Sequencer:
         return Sequencer(partition=self.id, segment=segment, table=self.replica.table)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamq.log.idempotence import IdempotenceTable, TableSnapshot
 from streamq.log.replica_state import ReplicaState
+from streamq.log.table_copy import TablesGiven
 from streamq.model.batches import Batch
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Member, PartitionId
@@ -56,6 +57,7 @@ class Process(Endpoint):
         self.readmissions = Readmissions(self)
         self.successions = Successions(self)
         self.refills = Refills(self)
+        self.tables = TablesGiven(page_producers=2)
         self.mail = Mail(self)
 
     def begin(self, *, has_joined: bool = False) -> None:
@@ -144,6 +146,11 @@ class Process(Endpoint):
 
     def table_snapshots(self) -> dict[PartitionId, TableSnapshot]:
         return {p.id: p.replica.table.snapshot() for p in self.partitions.values() if p.replica.table.position}
+
+    def on_checkpoint(self) -> None:
+        """One is durable, with the tables as they are."""
+        for partition in list(self.partitions.values()):
+            partition.carry_out(partition.replica.on_table_kept(partition.replica.table.position))
 
     def partition(self, identity: PartitionId) -> Partition:
         """The runner of this partition, made if it is the first time that this broker hears of it."""

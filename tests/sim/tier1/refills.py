@@ -38,6 +38,7 @@ class Refills:
             process.spawn(self._pin_limbo())
             return
         for partition in list(process.partitions.values()):
+            partition.give_back()
             if "refill" not in partition.busy and self._is_due(partition):
                 partition.busy.add("refill")
                 process.spawn(self._refill(partition))

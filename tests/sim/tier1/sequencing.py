@@ -66,6 +66,10 @@ class Sequencing:
         self.drained: list[Callable[[Any], None]] = []
         self.followers = {m.broker: Follower(m, self.segment.base) for m in self.segment.replicas if m.broker != self.process.name}
 
+    def learn(self, register: PartitionRegister) -> None:
+        if register.last.epoch == self.epoch and register.start_offset >= self.register.start_offset:
+            self.register = register
+
     def start(self) -> None:
         """Sends `Open` to every other replica and serves. The own replica has opened the epoch already."""
         if self.world.is_traced:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from streamq.log.takeover import Phase, Takeover
 from streamq.log.takeover_effects import (
     AskTakeOver,
@@ -18,7 +20,7 @@ from streamq.log.takeover_effects import (
 )
 from streamq.metadata.changes import close_and_open
 from streamq.model.errors import StreamqError, UnavailableError
-from streamq.model.messages import Failure, Message, Repair, Repaired, Sealed, TakeOver
+from streamq.model.messages import Failure, Message, Open, Repair, Repaired, Sealed, TakeOver
 from streamq.model.registers import PartitionRegister
 from tests.sim.tier1 import events
 from tests.sim.tier1.checks import Violation
@@ -277,7 +279,14 @@ class TakeoverRun:
         partition, broker = self.partition, effect.broker
         message = Repair(partition.id, TOPIC, partition.index, effect.segment)
         offset = effect.offset
+        start = partition.replica.start_offset
         try:
+            if offset < start:
+                # P-41: below it nobody may have anything to repair with; who is behind takes the start offset first.
+                assert self.core.register is not None
+                register = msgspec.structs.replace(self.core.register, start_offset=start)
+                yield from self.process.peers.ask_whole(broker, Open(register), 1.0)
+                offset = min(start, effect.end)
             while True:
                 read = (yield from partition.read_whole(effect.segment.epoch, offset)) if offset < effect.end else []
                 batches = [batch for batch in read if batch.end <= effect.end]
