@@ -146,7 +146,15 @@ def _acked(facts: _Facts) -> Iterator[Anomaly]:
 
 
 def _duplicates(facts: _Facts) -> Iterator[Anomaly]:
-    for value, places in facts.places.items():
+    """What was trimmed counts as far as somebody has read it."""
+    found: dict[bytes, dict[Place, None]] = {value: dict.fromkeys(places) for value, places in facts.places.items()}
+    for poll in facts.history.polls:
+        start = facts.start(poll.partition)
+        for offset, value in poll.records:
+            if offset < start:
+                found.setdefault(value, {})[Place(poll.partition, offset)] = None
+    for value, seen in found.items():
+        places = sorted(seen)
         if len(places) > 1 and (send := facts.sent.get(value)) is not None and send.sender not in facts.history.plain_senders:
             message = f"{_named(send)} ({send.outcome.name}) lies at {', '.join(_spelt(place) for place in places)}"
             yield Anomaly(Kind.DUPLICATE, message, places[1].partition, places[1].offset, send.began)

@@ -118,6 +118,15 @@ def duplicate(history: History) -> None:
     grow(history, b"s 2")
 
 
+def duplicate_of_what_was_trimmed(history: History) -> None:
+    """The first one is gone since, but a consumer has read it."""
+    trim(history, 2)
+    end = len(history.log[0]) + 2
+    history.log[0].append((end, b"s 1"))
+    for broker in ("b1", "b2"):
+        history.replicas[0][broker].append(StoredBatch(2, end, end + 1, b"s 1"))
+
+
 def refused_in_the_log(history: History) -> None:
     grow(history, b"r 0")
 
@@ -143,7 +152,7 @@ def inconsistent(history: History) -> None:
 
 def inconsistent_below_the_start_offset(history: History) -> None:
     trim(history, 2)
-    history.polls.append(Poll("e", 0, ((1, b"s 2"),), 6.0))
+    history.polls.append(Poll("e", 0, ((1, b"s 3"),), 6.0))
 
 
 def vanished(history: History) -> None:
@@ -264,6 +273,7 @@ ANOMALIES: list[tuple[Callable[[History], None], Kind]] = [
     (acked_as_a_repeat_in_another_partition, Kind.DISPLACED),
     (displaced, Kind.DISPLACED),
     (duplicate, Kind.DUPLICATE),
+    (duplicate_of_what_was_trimmed, Kind.DUPLICATE),
     (refused_in_the_log, Kind.REFUSED_READ),
     (refused_and_read, Kind.REFUSED_READ),
     (phantom_in_the_log, Kind.PHANTOM),

@@ -8,10 +8,12 @@ from typing import Any, Final
 import trio
 
 from streamq.broker.metrics import BrokerMetrics
+from streamq.broker.partition import table_key
 from streamq.log.replica_state import ReplicaState
 from streamq.metadata.acceptor import AcceptorRecord, Standing
 from streamq.model.ids import Ballot, PartitionId
 from streamq.model.registers import PartitionRegister, Voter, Voters, partition_key
+from streamq.model.tables import TableSnapshot
 from streamq.wire.codec import decode_value
 from tests.sim.disk import SimulatedDisk
 from tests.sim.history import StoredBatch
@@ -142,8 +144,14 @@ class SimulatedCluster:
         if state.in_limbo(epoch):
             return f"it is in limbo for epoch {epoch}"
         run = broker.storage.runs(register.id).get(epoch)
-        tail = segment.base if run is None else run.tail
+        tail = max(segment.base if run is None else run.tail, state.start_offset)
+        if self._table_position(broker, register.id) < register.start_offset:
+            return f"it has no durable idempotence table at the start offset, {register.start_offset}"
         return f"it holds epoch {epoch} up to {tail} of {segment.end}" if segment.end is not None and tail < segment.end else None
+
+    def _table_position(self, broker: Broker, partition: PartitionId) -> int:
+        value = broker.storage.states().get(table_key(partition))
+        return 0 if value is None else decode_value(TableSnapshot, value).position
 
     def is_ready_voter(self, broker: Broker) -> bool:
         value = broker.storage.states().get("voters") if broker.is_serving else None
@@ -167,10 +175,11 @@ class SimulatedCluster:
                 continue
             end = high_watermark if segment.end is None else segment.end
             offset = segment.base
-            while offset < end:
+            while (run := broker.storage.runs(register.id).get(segment.epoch)) is not None and offset < min(end, run.tail):
+                offset = max(offset, run.base)
                 batches = await broker.storage.read(register.id, segment.epoch, offset, max_bytes=READ_BYTES)
                 if not batches:
-                    break
+                    continue  # trimmed meanwhile
                 found += [
                     StoredBatch(segment.epoch, b.base, b.end, b.head + b.payload) for b in batches if not segment.is_open or b.end <= end
                 ]

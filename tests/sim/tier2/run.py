@@ -6,9 +6,11 @@ import random
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 import trio
 
+from streamq.broker import topics
 from streamq.client.connection import connect
 from streamq.client.settings import Address, Timeouts
 from streamq.model.messages import CreateTopic, TopicCreated
@@ -54,6 +56,8 @@ MUST_HAPPEN: Final = (
     "damaged_ranges",
     "mended_ranges",
     "failed_syncs",
+    "trims",
+    "tables_fetched",
 )
 """Counters that have to be above zero over all seeds of a run, or it has proved nothing (pitfall 60)."""
 
@@ -86,6 +90,7 @@ class Run:
         self.replicas = 3 if self.write == 2 else 5
         drawn = draw_schedule(random.Random(self.random.random()), brokers=self.brokers, until_s=FAULTS_UNTIL_S)
         self.schedule = list(drawn if schedule is None else schedule)
+        self.retention_bytes = random.Random(f"retention {seed}").choice((None, 2_000, 4_000, 8_000, 16_000))
         self.is_verbose = is_verbose
         self.timeline: list[tuple[float, str, str]] = []
         self.violation: str | None = None
@@ -154,9 +159,10 @@ class Run:
     async def _create_topic(self, cluster: SimulatedCluster) -> None:
         host = Workload(cluster, random.Random(1), partitions=1).host("admin")
         async with connect(Address("b1", PORT), timeouts=Timeouts(), host=host) as client:
-            await client.request(
-                CreateTopic(TOPIC, self.partitions, self.replicas, self.write, self.replicas - self.write + 1, "fsync"), TopicCreated
-            )
+            read = self.replicas - self.write + 1
+            topic = CreateTopic(TOPIC, self.partitions, self.replicas, self.write, read, "fsync", self.retention_bytes)
+            with mock.patch.object(topics, "RETENTION_BYTES_MIN", 1):  # there is little in a run, and files are small
+                await client.request(topic, TopicCreated)
 
     def _dead_for_good(self, cluster: SimulatedCluster) -> list[str]:
         """A random minority never comes back, if the protocol can do without: nothing may lie on its disks alone."""
@@ -198,13 +204,15 @@ class Run:
     async def _judge(self, cluster: SimulatedCluster, workload: Workload, dead: list[str]) -> None:
         history = workload.history
         for partition in range(self.partitions):
-            history.registers[partition] = cluster.registers(TOPIC, partition)
-            register = history.registers[partition][-1]
+            register = cluster.registers(TOPIC, partition)[-1]
             log = history.log[partition]
             high_watermark = log[-1][0] + 1 if log else 0
             history.replicas[partition] = {
                 name: await cluster.stored(broker, register, high_watermark) for name, broker in cluster.brokers.items() if name not in dead
             }
+            history.registers[partition] = cluster.registers(TOPIC, partition)  # what was trimmed while all that was read is no loss
+            start = history.registers[partition][-1].start_offset
+            history.log[partition] = [record for record in log if record[0] >= start]
             cluster.counters["epochs"] += register.last.epoch
         cluster.counters["register_conflicts"] += cluster.conflicts()
         cluster.counters["torn_writes"] += sum(broker.disk.torn_writes for broker in cluster.brokers.values())

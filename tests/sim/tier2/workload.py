@@ -5,7 +5,7 @@ from typing import Final
 
 import trio
 
-from streamq.model.errors import CorruptDataError, RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import CorruptDataError, OffsetError, RefusedError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq_consumer import Consumer
 from streamq_producer import Producer
 from tests.sim.history import History, Outcome, Poll, Send, TipSeen
@@ -168,6 +168,13 @@ class Workload:
 
     async def read_all(self) -> dict[int, list[tuple[int, bytes]]]:
         """Everything that a consumer is handed from the start up to the tips that are told when it begins."""
+        while True:
+            try:
+                return await self._read_all()
+            except OffsetError as error:
+                self._is_trimmed("last", error)
+
+    async def _read_all(self) -> dict[int, list[tuple[int, bytes]]]:
         log: dict[int, list[tuple[int, bytes]]] = {partition: [] for partition in range(self.partitions)}
         async with Consumer(self.cluster.bootstrap, topics=[TOPIC], host=self.host("last")) as consumer:
             tips = {partition: (await consumer.tip(TOPIC, partition)).high_watermark for partition in log}
@@ -179,18 +186,26 @@ class Workload:
     async def read_from(self, broker: str) -> None:
         """Everything that one replica holds: what is damaged there is met, and mended. Raises StreamqError."""
         for partition in range(self.partitions):
-            register = self.cluster.register(TOPIC, partition)
-            assert register is not None
-            if all(segment.member(broker) for segment in register.chain):
-                async with Consumer(
-                    self.cluster.bootstrap, topics=[TOPIC], partitions=[partition], broker=broker, host=self.host("last")
-                ) as consumer:
-                    tip = (await consumer.tip(TOPIC, partition)).high_watermark
-                    self.reads += 1
-                    name = f"from {broker} {self.reads}"
-                    self._asks_from_start(name)
-                    while consumer.position(TOPIC, partition) < tip:
-                        self.polled(name, await consumer.fetch(500, timeout=1.0))
+            while True:
+                try:
+                    await self._read_partition_from(broker, partition)
+                    break
+                except OffsetError as error:
+                    self._is_trimmed(f"from {broker}", error)
+
+    async def _read_partition_from(self, broker: str, partition: int) -> None:
+        register = self.cluster.register(TOPIC, partition)
+        assert register is not None
+        if all(segment.member(broker) for segment in register.chain):
+            async with Consumer(
+                self.cluster.bootstrap, topics=[TOPIC], partitions=[partition], broker=broker, host=self.host("last")
+            ) as consumer:
+                tip = (await consumer.tip(TOPIC, partition)).high_watermark
+                self.reads += 1
+                name = f"from {broker} {self.reads}"
+                self._asks_from_start(name)
+                while consumer.position(TOPIC, partition) < tip:
+                    self.polled(name, await consumer.fetch(500, timeout=1.0))
 
     # --- reading
 
@@ -213,9 +228,18 @@ class Workload:
                             self.followed[number].update((record.partition, record.offset + 1) for record in records)
                 except StreamqError as error:
                     self.cluster.note(name, f"ended: {error.code}: {error}")
-                    if not isinstance(error, UnavailableError | CorruptDataError):
+                    if isinstance(error, OffsetError):
+                        self._is_trimmed(name, error)
+                    elif not isinstance(error, UnavailableError | CorruptDataError):
                         self.cluster.fail(f"{name}, which follows from the start, was told {error.code}: {error}")
             await trio.sleep(0.5)
+
+    def _is_trimmed(self, name: str, error: OffsetError) -> None:
+        """A consumer that is too slow for the retention is told so, and nothing else."""
+        registers = [self.cluster.register(TOPIC, partition) for partition in range(self.partitions)]
+        if error.code != "offset_trimmed" or not any(register is not None and register.start_offset for register in registers):
+            self.cluster.fail(f"{name}, which reads from the start, was told {error.code}: {error}")
+        self.cluster.counters["consumers trimmed"] += 1
 
     def lagging(self) -> str | None:
         """Which follower has not come to the end of `history.log`; None if none. Who waits for ever somewhere is found here (P-26)."""
