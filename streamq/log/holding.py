@@ -5,9 +5,7 @@ keeps the order of what is given to it, so a mark or a chain that is written aft
 and the first store of an epoch is never durable before the cuts of the epochs below it (step 6).
 """
 
-import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,35 +23,13 @@ from streamq.log.replica_state import (
     without_damage,
 )
 from streamq.log.tails import Tails, end_of
+from streamq.log.views import Readable, Unreadable, Wanted
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.errors import ProtocolError
 from streamq.model.ids import Member
 from streamq.model.registers import PartitionRegister, Segment
 
 __all__ = ["Holding", "Readable", "Unreadable", "Wanted"]
-
-
-class Readable(NamedTuple):
-    """`[offset, limit)` of `epoch` lies here and may be shown to anybody."""
-
-    epoch: int
-    offset: int
-    limit: int
-
-
-class Unreadable(enum.Enum):
-    TRIMMED = "The offset lies below the start offset; it will never be readable again."
-    AHEAD = "The offset is at or past every high watermark known here; wait for `Advanced`."
-    LACKING = "The offset may be readable elsewhere, but not here (now): go elsewhere, or wait for `Advanced`."
-
-
-class Wanted(NamedTuple):
-    """This replica should copy `[offset, end)` of the closed `epoch` from one of `holders` (brokers other than itself; may be empty)."""
-
-    epoch: int
-    offset: int
-    end: int
-    holders: tuple[str, ...]
 
 
 class Holding:

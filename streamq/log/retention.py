@@ -55,10 +55,8 @@ def new_start(files: Sequence[StoredFile], retention: Retention, *, start: int, 
 
 
 def _is_older(files: Sequence[StoredFile], index: int, than_ms: int) -> bool:
-    """Append times never fall, so those of a file that are not known lie before the next file's."""
-    newest = files[index].last_append
-    if not newest and index + 1 < len(files):
-        newest = files[index + 1].first_append
+    """Append times never fall, so those of a file that are not known lie before the next ones that are."""
+    newest = files[index].last_append or next((file.first_append for file in files[index + 1 :] if file.first_append), 0)
     return 0 < newest < than_ms
 
 

@@ -6,182 +6,20 @@ Cuts and drops are journal entries too, so one that was not durable is undone by
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.files import StoredFile
 from streamq.model.ids import PartitionId
-from streamq.storage.batch_window import BatchWindow
-from streamq.storage.interface import DamagedRangeError, Identity, Lost, LostBatches, LostState, Run, RunsView, StorageFailedError
+from streamq.storage.interface import DamagedRangeError, Identity, Lost, Run, RunsView, StorageFailedError
+from streamq.storage.memory_image import Cut, Damage, Drop, Entry, Image, State
 from streamq.storage.metrics import StorageMetrics
 
 __all__ = ["MemoryStorage"]
 
 CHECKPOINT_ENTRIES: Final = 1_000
-FILE_BYTES: Final = 64 << 10
-"""On a disk a log file would be closed once it has so much; here it is what a trim takes at a time."""
-
-
-class _Cut(NamedTuple):
-    partition: PartitionId
-    epoch: int
-    end: int
-
-
-class _Drop(NamedTuple):
-    partition: PartitionId
-
-
-class _State(NamedTuple):
-    key: str
-    value: bytes | None
-
-
-_Entry = Batch | _State | _Cut | _Drop
-
-
-class _Damage(NamedTuple):
-    partition: PartitionId
-    epoch: int
-    base: int
-    end: int
-
-    def without(self, partition: PartitionId, epoch: int, base: int, end: int) -> "list[_Damage]":
-        """What is left of it when `[base, end)` is whole again."""
-        if (partition, epoch) != (self.partition, self.epoch) or end <= self.base or base >= self.end:
-            return [self]
-        left = self._replace(end=base)
-        right = self._replace(base=end)
-        return [part for part in (left, right) if part.base < part.end]
-
-
-class _MemoryRun:
-    """`ends`: where the files would end in which it would lie on a disk; what lies behind the last of them is still written."""
-
-    __slots__ = ("base", "ends", "size", "tail", "window")
-
-    def __init__(self, base: int) -> None:
-        self.base = base
-        self.tail = base
-        self.window = BatchWindow()
-        self.ends: list[int] = []
-        self.size = 0
-
-    def append(self, batch: Batch) -> None:
-        self.window.append(batch, batch.header.base)
-        self.tail = batch.end
-        self.size += batch.size
-        if self.size >= FILE_BYTES:
-            self.roll()
-
-    def roll(self) -> None:
-        if self.size:
-            self.ends.append(self.tail)
-            self.size = 0
-
-    def cut(self, end: int) -> None:
-        self.window.cut(end)
-        self.tail = self.window.batches[-1].end
-        self.ends = [each for each in self.ends if each < self.tail]
-        last = self.ends[-1] if self.ends else self.base
-        self.size = sum(batch.size for batch in self.window.since(last))
-
-    def begin_at(self, base: int) -> None:
-        self.base = base
-        self.ends = [end for end in self.ends if end > base]
-        while self.window.base is not None and self.window.base < base:
-            self.window.take_first()
-
-    def files(self, epoch: int, *, is_newest: bool) -> list[StoredFile]:
-        found: list[StoredFile] = []
-        at = self.base
-        for end in dict.fromkeys((*self.ends, self.tail)):
-            held = [batch for batch in self.window.since(at) if batch.base < end]
-            if held:
-                first, last = held[0].header.append_time, held[-1].header.append_time
-                is_closed = not is_newest or end in self.ends
-                found.append(StoredFile(epoch, at, end, sum(batch.size for batch in held), first, last, is_closed))
-            at = end
-        return found
-
-    def copy(self) -> "_MemoryRun":
-        other = _MemoryRun(self.base)
-        other.tail = self.tail
-        other.window = self.window.copy()
-        other.ends = list(self.ends)
-        other.size = self.size
-        return other
-
-
-class _Image:
-    """Runs and states, and how each entry changes them."""
-
-    def __init__(self) -> None:
-        self.runs: dict[PartitionId, dict[int, _MemoryRun]] = {}
-        self.states: dict[str, bytes] = {}
-        self.derived: dict[str, bytes] = {}
-
-    def copy(self) -> "_Image":
-        other = _Image()
-        other.runs = {partition: {epoch: run.copy() for epoch, run in runs.items()} for partition, runs in self.runs.items()}
-        other.states = dict(self.states)
-        other.derived = dict(self.derived)
-        return other
-
-    def run(self, partition: PartitionId, epoch: int) -> _MemoryRun | None:
-        return self.runs.get(partition, {}).get(epoch)
-
-    def apply(self, entry: _Entry) -> None:
-        """A batch below its run's tail is one that a cut or drop, undone by a crash, had made room for: the bytes are the same (P-12)."""
-        if isinstance(entry, Batch):
-            header = entry.header
-            runs = self.runs.setdefault(header.partition, {})
-            run = runs.get(header.epoch)
-            if run is None:
-                run = runs[header.epoch] = _MemoryRun(header.base)
-            if header.base == run.tail:
-                run.append(entry)
-            assert header.base < run.tail, f"a batch at {header.base} does not continue a run that ends at {run.tail}"
-        elif isinstance(entry, _State):
-            if entry.value is None:
-                self.states.pop(entry.key, None)
-            else:
-                self.states[entry.key] = entry.value
-        elif isinstance(entry, _Cut):
-            self.cut(*entry)
-        else:
-            self.runs.pop(entry.partition, None)
-
-    def cut(self, partition: PartitionId, epoch: int, end: int) -> None:
-        run = self.run(partition, epoch)
-        if run is None or end >= run.tail:
-            return
-        if end > run.base:
-            run.cut(end)
-        else:
-            self._forget(partition, epoch)
-
-    def begin_at(self, partition: PartitionId, epoch: int, base: int) -> None:
-        run = self.run(partition, epoch)
-        if run is not None:
-            run.begin_at(base)
-            if base >= run.tail:
-                self._forget(partition, epoch)
-
-    def _forget(self, partition: PartitionId, epoch: int) -> None:
-        runs = self.runs[partition]
-        del runs[epoch]
-        if not runs:
-            del self.runs[partition]
-
-    def lose(self, lost: Sequence[Lost]) -> None:
-        for loss in lost:
-            if isinstance(loss, LostBatches):
-                self.cut(loss.partition, loss.epoch, loss.base)
-            elif isinstance(loss, LostState):
-                self.states.pop(loss.key, None)
 
 
 class MemoryStorage:
@@ -197,9 +35,9 @@ class MemoryStorage:
         self._sync_s = sync_s
         self._lost: tuple[Lost, ...] = ()
         self._clean = False
-        self._now = _Image()
-        self._image = _Image()
-        self._journal: list[_Entry] = []
+        self._now = Image()
+        self._image = Image()
+        self._journal: list[Entry] = []
         self._written = 0  # of the journal's entries: which prefix is written, and which is durable
         self._durable = 0
         self._queue: list[tuple[int, object, bool]] = []  # (entries in the journal with it, token, sync)
@@ -213,7 +51,7 @@ class MemoryStorage:
         self._checkpoint: tuple[int, dict[str, bytes], dict[tuple[PartitionId, int], int]] | None = None
         self._trims: dict[tuple[PartitionId, int], int] = {}
         self._is_checkpoint_due = False
-        self._damaged: list[_Damage] = []
+        self._damaged: list[Damage] = []
 
     # --- what is there -------------------------------------------------------------------------------------------------
 
@@ -262,14 +100,14 @@ class MemoryStorage:
             assert run is None or run.tail == batch.base, f"a batch at {batch.base} does not continue a run that ends at {run and run.tail}"
             self._add(batch)
         for key, value in states:
-            self._add(_State(key, value))
+            self._add(State(key, value))
         self._queue.append((len(self._journal), token, sync))
         self._wake.set()
 
     def cut(self, partition: PartitionId, epoch: int, end: int) -> None:
         run = self._now.run(partition, epoch)
         if run is not None and end < run.tail:
-            self._add(_Cut(partition, epoch, end))
+            self._add(Cut(partition, epoch, end))
 
     def trim(self, partition: PartitionId, start_offset: int) -> None:
         for epoch, run in list(self._now.runs.get(partition, {}).items()):
@@ -291,9 +129,9 @@ class MemoryStorage:
         return [file for epoch in sorted(runs) for file in runs[epoch].files(epoch, is_newest=epoch == newest)]
 
     def drop(self, partition: PartitionId) -> None:
-        self._add(_Drop(partition))
+        self._add(Drop(partition))
 
-    def _add(self, entry: _Entry) -> None:
+    def _add(self, entry: Entry) -> None:
         self._now.apply(entry)
         self._journal.append(entry)
 
@@ -428,7 +266,7 @@ class MemoryStorage:
 
     def damage(self, partition: PartitionId, epoch: int, base: int, end: int) -> None:
         """These offsets fail their checksum when they are read by `read` or `headers`, until restored."""
-        self._damaged.append(_Damage(partition, epoch, base, end))
+        self._damaged.append(Damage(partition, epoch, base, end))
 
     def crash(self, *, keep_unsynced: int = 0, lost: Sequence[Lost] = ()) -> "MemoryStorage":
         """What a restart sees: everything durable, and the first `keep_unsynced` of the entries that were not. This object is dead then.

@@ -17,6 +17,7 @@ from streamq.model.messages import (
     Metadata,
     MetadataView,
     Produce,
+    ReadTable,
     ReadVoters,
     Rejoin,
     Stop,
@@ -40,6 +41,7 @@ logging.getLogger("streamq").setLevel(logging.ERROR)
         AdoptVoters(Voters(1 << 40, ())),
         Rejoin(BrokerRegister("b2", b"x" * 16, "127.0.0.1", 1, "", 1)),
         Copy(b"p" * 16, 1, 0, 9),
+        ReadTable(b"p" * 16),
     ],
 )
 async def test_clients_cannot_speak_as_brokers(message: object) -> None:

@@ -65,7 +65,7 @@ def test_a_topic_with_retention_stays_bounded_through_restarts_and_a_broker_made
         cluster.run("topic", "create", "t", "--retention-bytes", "4MiB", "--retention-time", "7d")
         row = json.loads(cluster.run("topic", "describe", "t", "-o", "json").stdout)
         assert (row["retention_bytes"], row["retention_ms"]) == (RETAINED, 7 * 86_400_000)
-        assert "retention 4.0 MiB or 1w" in cluster.run("topic", "describe", "t").stdout.decode()
+        assert "retention 4.0 MiB or 7d" in cluster.run("topic", "describe", "t").stdout.decode()
         producer = new_producer()
         first = trio.run(produce_once, cluster, producer)
         for _ in range(4):

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from streamq.log.effects import Advanced, Alarm, Cut, Persist
+from streamq.log.idempotence import IdempotenceTable
 from streamq.log.replica import Readable, Replica, Unreadable, Wanted
 from streamq.log.replica_state import ReplicaState
 from streamq.model.batches import Batch, BatchHeader
@@ -310,6 +311,83 @@ def test_data_below_the_start_offset_counts_as_held_and_what_left_the_chain_is_d
     lab.learn(register(segment(2, 5), start_offset=5))
     assert lab.tails() == {}
     assert lab.replica.readable(4) is Unreadable.TRIMMED
+
+
+def test_a_replica_behind_the_start_offset_goes_on_from_the_table_of_another(lab: Lab) -> None:
+    """P-34, P-41: headers below it are nowhere any more, and the fold goes on from any committed position."""
+    batches = [batch(i, producer=b"P" * 16, sequence=i) for i in range(8)]
+    other = IdempotenceTable()
+    for each in batches[:4]:
+        other.fold(each.header)
+    assert not lab.replica.table_needed()
+    lab.learn(register(segment(1, 0), start_offset=3))
+    assert lab.replica.table_needed()
+    lab.store(*batches[3:6], mark=6)
+    assert (lab.replica.fold_needed(), lab.replica.table.position) == (None, 0)
+    assert lab.replica.on_table(other)
+    assert lab.replica.table.position == 6
+    assert not lab.replica.table_needed()
+    behind = IdempotenceTable()
+    behind.fold(batches[0].header)
+    assert not lab.replica.on_table(behind)
+    lab.store(*batches[6:], mark=8)
+    assert lab.replica.table.position == 8
+
+
+def test_a_broker_that_holds_the_headers_or_is_no_replica_needs_no_table(lab: Lab) -> None:
+    lab.store(batch(0), batch(1), mark=2)
+    lab.learn(register(segment(1, 0), start_offset=2))
+    assert not lab.replica.table_needed()
+    stranger = Lab(Member("b9", b"9" * 16))
+    stranger.learn(register(segment(1, 0), start_offset=2))
+    assert not stranger.replica.table_needed()
+
+
+def test_storage_may_forget_what_lies_below_a_durable_start_offset_and_the_table_has_seen(lab: Lab) -> None:
+    lab.store(*(batch(i) for i in range(6)), mark=4)
+    lab.carry_out(lab.replica.on_learn(register(segment(1, 0), start_offset=3)))
+    assert lab.replica.trimmable == 0  # it is not durable yet
+    lab.settle()
+    assert lab.replica.trimmable == 3
+    anew = Lab(ME)
+    anew.learn(register(segment(1, 0), start_offset=3))
+    assert anew.replica.trimmable == 0
+
+
+def test_a_tip_tells_the_start_offset_and_how_far_the_durable_table_has_come(lab: Lab) -> None:
+    lab.store(batch(0), batch(1), mark=2)
+    lab.learn(register(segment(1, 0), start_offset=1))
+    assert (lab.tip(1).start_offset, lab.tip(1).table) == (1, 0)
+    lab.carry_out(lab.replica.on_table_kept(2))
+    assert lab.tip(1).table == 2
+
+
+def test_who_lacks_the_table_at_the_start_offset_durably_holds_nothing_below_it(lab: Lab) -> None:
+    """P-41: it leaves no limbo and is named as no holder; the table may be the last one."""
+    wiped = Lab(Member("b1", b"new"))
+    told = register(segment(1, 0, end=3), segment(2, 3), start_offset=3)
+    wiped.carry_out(wiped.replica.enter_limbo())
+    wiped.carry_out(wiped.replica.on_limbo_read(told))
+    wiped.settle()
+    assert (wiped.replica.state.limbo, wiped.replica.renames()) == ((1, 2), ())
+    table = IdempotenceTable()
+    table.fold(batch(0, records=3).header)
+    assert wiped.replica.on_table(table)
+    assert wiped.replica.state.limbo == (1, 2)
+    wiped.carry_out(wiped.replica.on_table_kept(3))
+    wiped.settle()
+    assert wiped.replica.state.limbo == (2,)
+    assert [each.epoch for each in wiped.replica.renames()] == [1]
+
+
+def test_damage_below_the_start_offset_is_no_damage(lab: Lab) -> None:
+    """Nobody could give it any more (P-41)."""
+    lab.store(*(batch(i) for i in range(6)), mark=6)
+    lab.carry_out(lab.replica.on_damaged(1, 1, 5))
+    lab.learn(register(segment(1, 0), start_offset=3))
+    assert lab.replica.state.damaged == ((1, 3, 5),)
+    lab.learn(register(segment(1, 0), start_offset=5))
+    assert lab.replica.state.damaged == ()
 
 
 def test_memory_durability_spares_the_sync_of_batches_but_never_overtakes_one() -> None:
