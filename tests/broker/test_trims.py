@@ -3,6 +3,7 @@
 import logging
 import os
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -11,7 +12,9 @@ from streamq.broker import retention, topics
 from streamq.broker.node import Node
 from streamq.broker.retention import Trims
 from streamq.log.replica import Unreadable
+from streamq.log.retention import Retention
 from streamq.model.errors import OffsetError
+from streamq.model.files import StoredFile
 from streamq.model.messages import (
     CreateTopic,
     Credit,
@@ -185,3 +188,12 @@ async def test_what_is_left_is_read_from_any_replica(nodes: dict[str, Node]) -> 
         for broker in running.brokers:
             async with to(running, broker) as client:
                 assert values_of(await client.read(view.id, 11, 20)) == [b"%d" % i for i in range(10, 20)]
+
+
+@pytest.mark.parametrize(("mark", "kept", "expected"), [(30, 30, 20), (19, 30, 10), (30, 19, 10), (9, 9, 0)])
+def test_no_more_is_asked_for_than_a_high_watermark_told_and_the_own_durable_table(mark: int, kept: int, expected: int) -> None:
+    """P-41, P-34."""
+    files = [StoredFile(1, base, base + 10, 1, 1, 1, base < 20) for base in (0, 10, 20)]
+    node = SimpleNamespace(storage=SimpleNamespace(files=lambda partition: files, roll=lambda partition: None))
+    partition = SimpleNamespace(id=b"p", replica=SimpleNamespace(high_watermark=(1, mark), table_kept=kept, start_offset=0))
+    assert Trims(node)._wanted(partition, Retention(1), 1 << 40) == expected  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from streamq.log.idempotence import Gap, IdempotenceTable, Next, Place, Producer
 from streamq.log.replica import Replica
 from streamq.log.replica_state import ReplicaState
 from streamq.log.sequencer import Sequencer
+from streamq.log.table_copy import TableCopy
 from streamq.log.tails import Tails
 from streamq.log.takeover import Phase, Takeover
 from streamq.log.takeover_effects import OpenEpoch, TakeoverEffect
@@ -31,6 +32,7 @@ from streamq.model.batches import Batch
 from streamq.model.messages import Failure, Message, TipAnswer
 from streamq.model.registers import PartitionRegister, TopicRegister
 from streamq.storage import journal_recovery
+from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import Group, JournalPosition, Row
 from tests.sim.report import Report
@@ -350,6 +352,34 @@ def a_trim_leaves_a_gap(patch: Patch) -> None:
     patch(Tails, "has_run", lambda self, epoch: True)
 
 
+def a_table_comes_without_its_producers(patch: Patch) -> None:
+    """Who is behind the start offset begins with an empty table there."""
+    plain = TableCopy.table
+    patch(TableCopy, "table", lambda self: IdempotenceTable(plain(self).position))
+
+
+def nobody_asks_for_a_table(patch: Patch) -> None:
+    patch(Holding, "table_needed", lambda self: False)
+
+
+def tables_in_memory_count(patch: Patch) -> None:
+    """The start offset moves past what durable tables have come to; then the power goes."""
+    patch(Holding, "table_kept", property(lambda self: self.table.position))
+
+
+def a_checkpoint_keeps_the_table_before(patch: Patch) -> None:
+    """Files go with a checkpoint that holds an older table."""
+    plain = DiskStorage._collected
+    before: dict[int, dict[str, bytes]] = {}
+
+    def collected(self: DiskStorage) -> dict[str, bytes]:
+        found = plain(self)
+        older, before[id(self)] = before.get(id(self), dict(self._derived)), found
+        return older
+
+    patch(DiskStorage, "_collected", collected)
+
+
 # --- identities
 
 
@@ -389,14 +419,18 @@ MUTANTS: Final = (
     Mutant("P-18", "closes before the repair", closes_before_the_repair, 200, 0),
     Mutant("P-23", "nothing is cut", nothing_is_cut, 200, 13),
     Mutant("P-24", "believes the hint", believes_the_hint, 200, 0),
-    Mutant("P-28", "bodies are not checked", bodies_are_not_checked, 200, 2, "storage"),
-    Mutant("P-28", "groups of an earlier use count", groups_of_an_earlier_use_count, 200, 3, "storage"),
+    Mutant("P-28", "bodies are not checked", bodies_are_not_checked, 200, 39, "storage"),
+    Mutant("P-28", "groups of an earlier use count", groups_of_an_earlier_use_count, 200, 1, "storage"),
     Mutant("P-29", "limbo is not kept", limbo_is_not_kept, 200, 3),
     Mutant("P-29", "limbo ends at once", limbo_ends_at_once, 200, 3),
-    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 2),
+    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 0),
     Mutant("P-34", "a new sequencer knows no producer", a_new_sequencer_knows_no_producer, 200, 0),
+    Mutant("P-34", "a table comes without its producers", a_table_comes_without_its_producers, 400, 151),
+    Mutant("P-34", "tables in memory count", tables_in_memory_count, 1000, 679),
+    Mutant("P-34", "a checkpoint keeps the table before", a_checkpoint_keeps_the_table_before, 50, 3, "storage"),
     Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 11),
     Mutant("P-39", "a topic made again keeps its ids", a_topic_made_again_keeps_its_ids, 50, 0, "topics"),
     Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
-    Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 79),
+    Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 0),
+    Mutant("P-41", "nobody asks for a table", nobody_asks_for_a_table, 200, 0),
 )

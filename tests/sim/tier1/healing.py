@@ -164,8 +164,8 @@ class Healing:
             return f"{name} is in limbo for the open epoch"
         if replica.high_watermark != (epoch, end) or replica.local_tail(epoch) != end:
             return f"{name} shows {replica.high_watermark} with a tail of {replica.local_tail(epoch)}, not {(epoch, end)}"
-        if replica.table_needed():
-            return f"{name} lacks the table at {replica.start_offset}"
+        if replica.table.position < replica.start_offset:
+            return f"{name} has a table at {replica.table.position}, and the log begins at {replica.start_offset}"
         wanted = replica.wanted()
         if wanted is not None and any(self._can_give(b, partition, wanted.epoch, wanted.offset) for b in wanted.holders):
             return f"{name} still copies epoch {wanted.epoch} from {wanted.offset} on"

@@ -120,12 +120,17 @@ class Meetings:
     # --- a trim, and a disk that is lost behind it
 
     def trim(self, action: Action, name: str) -> bool:
-        """The log is trimmed, and a replica comes back empty, far behind the start offset (P-41)."""
+        """The log is trimmed, and a replica comes back empty, far behind the start offset (P-41), or the power goes everywhere: of the
+        tables that were folded from what is trimmed now only durable ones are left (P-34)."""
         sequencing = self._sequencing(name)
         if sequencing is None or len(sequencing.followers) < 2:
             return False
         behind = next(iter(self._followers(sequencing, action)), None)
         if behind is None or not self.nemesis.strike(action._replace(kind="trim", amount=0.999), name):
             return False
-        self.world.after(0.5, None, self.nemesis.strike, action._replace(kind="lose_disk"), behind)
+        if action.amount * 16 % 1 < 0.4:
+            for broker in self.world.brokers:
+                self.world.after(0.05, None, self.nemesis.strike, action._replace(kind="crash", lasts_s=0.05, amount=0.7), broker)
+        else:
+            self.world.after(0.5, None, self.nemesis.strike, action._replace(kind="lose_disk"), behind)
         return True

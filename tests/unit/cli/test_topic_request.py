@@ -1,10 +1,13 @@
 """Creating topics: what is refused before any broker is asked, and what is said about losses."""
 
+from typing import Any
+
 import pytest
 
 from streamq.cli.output import survival
 from streamq.cli.topic import check_name, topic_request
 from streamq.model.errors import RefusedError
+from streamq.model.limits import RETENTION_BYTES_MIN, RETENTION_MS_MIN
 from streamq.model.quorum import Quorum
 
 
@@ -60,3 +63,14 @@ def test_survival_is_told_in_numbers_of_brokers() -> None:
     assert "cannot be replaced" in survival(replicas=3, write=1, read=3)["append"]
     assert survival(replicas=1, write=1, read=1)["acked_records"] == "no broker lost for good"
     assert "only 1 broker if the sequencer is among them" in survival(replicas=5, write=2, read=4)["append"]
+
+
+def test_retention_is_refused_below_what_files_can_do() -> None:
+    quorum: dict[str, Any] = {"partitions": 1, "replicas": None, "write": None, "read": None}
+    request = topic_request("t", **quorum, retention_bytes=RETENTION_BYTES_MIN, retention_ms=RETENTION_MS_MIN)
+    assert (request.retention_bytes, request.retention_ms) == (RETENTION_BYTES_MIN, RETENTION_MS_MIN)
+    assert topic_request("t", **quorum).retention_bytes is None
+    for short in ({"retention_bytes": RETENTION_BYTES_MIN - 1}, {"retention_ms": RETENTION_MS_MIN - 1}):
+        with pytest.raises(RefusedError) as refused:
+            topic_request("t", **quorum, **short)
+        assert refused.value.code == "bad_request"

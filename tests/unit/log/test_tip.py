@@ -1,5 +1,6 @@
 """What a set of tip answers proves (P-24)."""
 
+import msgspec
 import pytest
 
 from streamq.log.tip import AskTakeOver, ReadRegister, SendTip, TipRead, TipResult
@@ -40,6 +41,15 @@ def test_a_high_watermark_that_was_told_settles_it_as_well() -> None:
     core.on_answer(B2, answer(7), 0.0)
     assert core.result is not None
     assert core.result.high_watermark == 9
+
+
+def test_the_start_offset_is_the_largest_that_anybody_told() -> None:
+    """P-41: a hint may be older than the last trim, and so may the replicas that were counted."""
+    core = begun(register(segment(2, 5), start_offset=2))
+    core.on_answer(B1, msgspec.structs.replace(answer(9), start_offset=4), 0.0)
+    core.on_answer(B2, msgspec.structs.replace(answer(9), start_offset=1), 0.0)
+    assert core.result is not None
+    assert core.result.start_offset == 4
 
 
 def test_it_waits_for_the_high_watermark_and_asks_again() -> None:
