@@ -1,4 +1,4 @@
-"""The disk that a benchmark may take: looked at while it runs, and ended before it takes more."""
+"""The disk that a benchmark may take: topics keep no more than fits, and what takes more all the same is ended before it does."""
 
 import shutil
 import time
@@ -8,6 +8,7 @@ from typing import Final
 
 from streamq.cli.output import size
 from streamq.model.errors import RefusedError, UnavailableError
+from streamq.model.limits import RETENTION_BYTES_MIN
 
 __all__ = ["Budget"]
 
@@ -16,6 +17,8 @@ AHEAD_S: Final = 1.0
 """The brokers have to be ended while there is room for what they write in so long."""
 JOURNALS_BYTES: Final = 3 * 5 * (64 << 20)
 """What the journals of three brokers take at most, beside what is stored."""
+RETAINED_SHARE: Final = 5
+"""Each of three replicas keeps this part of what is left: brokers keep an eighth more than asked for, and what comes between two sweeps."""
 
 
 class Budget:
@@ -41,6 +44,13 @@ class Budget:
             raise UnavailableError(
                 f"{what} takes about {size(wanted)} of disk, {size(free)} are free", code="disk_full", hint="--data names another disk"
             )
+
+    def retained_bytes(self, partitions: int, *, stored_bytes: int = 0) -> int:
+        """What a topic of so many partitions may keep, per partition and replica, so that a load into it can go on for ever.
+
+        `stored_bytes` are those of other topics, over all directories together.
+        """
+        return max(RETENTION_BYTES_MIN, (self.limit_bytes - JOURNALS_BYTES - stored_bytes) // (RETAINED_SHARE * partitions))
 
     def check(self) -> None:
         """To be called often. Raises UnavailableError shortly before the budget is used up."""

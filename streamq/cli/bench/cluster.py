@@ -54,11 +54,13 @@ class BenchCluster:
             return {}
         return {broker.name: process.pid for broker in self.local.brokers if (process := find_process(broker.directory)) is not None}
 
-    def create_topic(self, partitions: int = 1) -> str:
+    def create_topic(self, partitions: int = 1, *, retention_bytes: int | None = None) -> str:
+        """`retention_bytes`: what each of its replicas keeps of a partition; None: everything, for what is read afterwards."""
         self._made += 1
         name = f"{self._prefix}-{self._made}"
+        request = topic_request(name, partitions=partitions, replicas=None, write=None, read=None, retention_bytes=retention_bytes)
         with self._admin() as admin:
-            admin.ask(topic_request(name, partitions=partitions, replicas=None, write=None, read=None), TopicCreated, is_change=True)
+            admin.ask(request, TopicCreated, is_change=True)
         self._topics.append(name)
         return name
 

@@ -1,6 +1,7 @@
 """`streamq bench soak`: a fixed load for minutes or hours; what nobody caused, and what grows or slows down meanwhile.
 
-The load is cut into parts, each into a topic of its own that is removed behind it, so that any length of time fits the disk's budget.
+The load goes into one topic, whose retention keeps any length of time within the disk's budget; it is told in parts, so that something
+is seen meanwhile.
 """
 
 import argparse
@@ -14,10 +15,10 @@ import msgspec
 
 from streamq.cli.admin import ask_metrics
 from streamq.cli.bench.chart import Line, Panel
-from streamq.cli.bench.clients import Look, run_together
+from streamq.cli.bench.clients import run_together
 from streamq.cli.bench.cluster import BenchCluster, bench_cluster
 from streamq.cli.bench.failover import offered_rate
-from streamq.cli.bench.plan import Outcome, Plan, Sample
+from streamq.cli.bench.plan import Outcome, Sample
 from streamq.cli.bench.plot import check_plot, write_plot
 from streamq.cli.bench.preparing import prime_topic
 from streamq.cli.bench.report import Row, figures_of, print_run
@@ -30,8 +31,6 @@ __all__ = ["MemoryWatch", "drift", "run"]
 TAKEOVERS: Final = "takeovers_won"
 """The brokers' counter of those that were carried out."""
 PART_S_MAX: Final = 600.0
-PART_SHARE: Final = 0.4
-"""Of the disk's budget that one part may take: the topic before it may still be there."""
 MEMORY_SAMPLES_MAX: Final = 600
 NEEDS_OWN: Final = "memory and takeovers of its brokers are watched"
 
@@ -78,23 +77,21 @@ def drift(series: Sequence[Sample]) -> float:
 
 
 class _Unrest:
-    """Epochs and takeovers that nobody caused, counted over one topic after another."""
+    """Epochs and takeovers of a topic that nobody caused, since this was made."""
 
-    def __init__(self, cluster: BenchCluster) -> None:
-        self.epochs = 0
-        self.takeovers = 0
+    def __init__(self, cluster: BenchCluster, topic: str, partitions: int) -> None:
         self._cluster = cluster
+        self._topic = topic
+        self._partitions = partitions
+        self._before = self._now()
 
-    def begin(self, topic: str, partitions: int) -> None:
-        self._before = self._now(topic, partitions)
+    def counted(self) -> tuple[int, int]:
+        """How many epochs, and how many takeovers."""
+        epochs, takeovers = self._now()
+        return epochs - self._before[0], takeovers - self._before[1]
 
-    def end(self, topic: str, partitions: int) -> None:
-        epochs, takeovers = self._now(topic, partitions)
-        self.epochs += epochs - self._before[0]
-        self.takeovers += takeovers - self._before[1]
-
-    def _now(self, topic: str, partitions: int) -> tuple[int, int]:
-        epochs = sum(self._cluster.epoch(topic, partition)[0] for partition in range(partitions))
+    def _now(self) -> tuple[int, int]:
+        epochs = sum(self._cluster.epoch(self._topic, partition)[0] for partition in range(self._partitions))
         return epochs, sum(int(ask_metrics(broker.address).counters[TAKEOVERS]) for broker in self._cluster.own.brokers)
 
 
@@ -104,7 +101,9 @@ def run(options: argparse.Namespace) -> int:
     with bench_cluster(options, needs_own=NEEDS_OWN) as cluster:
         budget = budget_of(options, cluster)
         rate = offered_rate(options, cluster, budget.check)
-        memory, unrest = MemoryWatch(cluster), _Unrest(cluster)
+        topic = cluster.create_topic(options.partitions, retention_bytes=budget.retained_bytes(options.partitions))
+        prime_topic(cluster, topic, options.partitions)
+        memory, unrest = MemoryWatch(cluster), _Unrest(cluster, topic, options.partitions)
 
         def look() -> None:
             budget.check()
@@ -112,30 +111,17 @@ def run(options: argparse.Namespace) -> int:
 
         parts: list[Outcome] = []
         while (left := 60.0 * options.minutes - sum(part.seconds for part in parts)) > 0.5:
-            seconds = min(left, _part_seconds(options, cluster, rate))
-            plan, outcome = _part(options, cluster, rate, seconds, unrest, look)
+            plan = plan_of(options, cluster, topic, load="steady", rate=rate, seconds=min(left, PART_S_MAX), warm_up_s=0.0)
+            [outcome] = run_together([plan], look)
             parts.append(outcome)
             gap_s = max((until - since for since, until, _ in outcome.gaps), default=GAP_MIN_S)
             print_run({"part": len(parts), "gap_worst_ms": round(gap_s * 1000, 1), **figures_of(plan, outcome)}, as_json=as_json)
         series = in_a_row(parts)
-        print_run(_summary(rate, parts, series, unrest, memory), as_json=as_json)
+        print_run(_summary(rate, parts, series, unrest.counted(), memory), as_json=as_json)
         if options.plot:
             panel = Panel("resident memory, MiB", [Line(broker, points) for broker, points in memory.points.items()])
             write_plot(Path(options.plot), f"{rate:,.0f} records/s offered", [("", series)], more=[panel])
     return 0
-
-
-def _part(
-    options: argparse.Namespace, cluster: BenchCluster, rate: float, seconds: float, unrest: _Unrest, look: Look
-) -> tuple[Plan, Outcome]:
-    topic = cluster.create_topic(options.partitions)
-    prime_topic(cluster, topic, options.partitions)
-    unrest.begin(topic, options.partitions)
-    plan = plan_of(options, cluster, topic, load="steady", rate=rate, seconds=seconds, warm_up_s=0.0)
-    [outcome] = run_together([plan], look)
-    unrest.end(topic, options.partitions)
-    cluster.remove_topics()
-    return plan, outcome
 
 
 def in_a_row(parts: Sequence[Outcome]) -> list[Sample]:
@@ -148,7 +134,7 @@ def in_a_row(parts: Sequence[Outcome]) -> list[Sample]:
     return series
 
 
-def _summary(rate: float, parts: Sequence[Outcome], series: Sequence[Sample], unrest: _Unrest, memory: MemoryWatch) -> Row:
+def _summary(rate: float, parts: Sequence[Outcome], series: Sequence[Sample], unrest: tuple[int, int], memory: MemoryWatch) -> Row:
     seconds = sum(part.seconds for part in parts)
     return {
         "summary": len(parts),
@@ -157,15 +143,9 @@ def _summary(rate: float, parts: Sequence[Outcome], series: Sequence[Sample], un
         "records_per_s": round(sum(part.records for part in parts) / seconds, 1),
         "p99_worst_ms": max(part.latency["p99_ms"] for part in parts),
         "max_ms": max(part.latency["max_ms"] for part in parts),
-        "epochs_nobody_caused": unrest.epochs,
-        "takeovers_nobody_caused": unrest.takeovers,
+        "epochs_nobody_caused": unrest[0],
+        "takeovers_nobody_caused": unrest[1],
         "throughput_drift": drift(series),
         "memory_growth_MiB": memory.growth_MiB,
         "memory_peak_MiB": {broker: max((value for _, value in points), default=0.0) for broker, points in memory.points.items()},
     }
-
-
-def _part_seconds(options: argparse.Namespace, cluster: BenchCluster, rate: float) -> float:
-    """How long the load may go on before it has stored its share of the disk's budget, if it does not compress at all."""
-    bytes_per_s: float = rate * options.record_bytes * len(cluster.own.brokers)
-    return min(PART_S_MAX, max(1.0, PART_SHARE * float(options.disk_budget) / bytes_per_s))

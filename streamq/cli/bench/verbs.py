@@ -65,9 +65,10 @@ def produce(options: argparse.Namespace) -> int:
     with bench_cluster(options) as cluster:
         budget = budget_of(options, cluster)
         fill_stored(options, cluster, budget)
+        retained = budget.retained_bytes(options.partitions, stored_bytes=options.stored)
 
         def run(number: int) -> list[tuple[Plan, Outcome]]:
-            topic = cluster.create_topic(options.partitions)
+            topic = cluster.create_topic(options.partitions, retention_bytes=retained)
             prime_topic(cluster, topic, options.partitions)
             counted = {"settle_s": SETTLE_S, "data_directory": str(cluster.local.directory)} if cluster.local is not None else {}
             if options.raw:
@@ -104,7 +105,7 @@ def _on_one_topic(options: argparse.Namespace, make_plan: Callable[[BenchCluster
     check_plot(options.plot)
     with bench_cluster(options) as cluster:
         budget = budget_of(options, cluster)
-        topic = cluster.create_topic(options.partitions)
+        topic = cluster.create_topic(options.partitions, retention_bytes=budget.retained_bytes(options.partitions))
         prime_topic(cluster, topic, options.partitions)
         plan = make_plan(cluster, topic)
         repeat(options, lambda number: [(plan, run_together([plan], budget.check)[0])])
