@@ -336,9 +336,10 @@ class Partition:
         return self._encoded_table
 
     def on_checkpoint(self) -> None:
-        """The one that was collected last is durable."""
+        """The one that was collected last is durable. What may be forgotten since the one before goes with the next."""
         if self.tables_of > self.replica.table_kept:
             self.carry_out(self.replica.on_table_kept(self.tables_of))
+        self.give_back()
 
     def drop(self) -> None:
         """The topic is deleted: everything of this partition goes."""
