@@ -17,8 +17,8 @@ AHEAD_S: Final = 1.0
 """The brokers have to be ended while there is room for what they write in so long."""
 JOURNALS_BYTES: Final = 3 * 5 * (64 << 20)
 """What the journals of three brokers take at most, beside what is stored."""
-RETAINED_SHARE: Final = 5
-"""Each of three replicas keeps this part of what is left: brokers keep an eighth more than asked for, and what comes between two sweeps."""
+RETAINED_SHARE: Final = 6
+"""Each of three replicas keeps this part of what is left: an eighth more than asked for stays, and what comes in some four seconds."""
 
 
 class Budget:
