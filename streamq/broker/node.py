@@ -167,9 +167,9 @@ class Node:
             self._room.set()
 
     def gate(self) -> trio.Event | None:
-        """What a client's reader waits for while too much is in flight."""
+        """What a client's reader waits for while too much is in flight, or waits for the disk: acks need W copies, and not this one."""
         if self.in_flight_bytes < IN_FLIGHT_BYTES_MAX:
-            return None
+            return self.storage.backlog()
         if self._room.is_set():
             self._room = trio.Event()
         return self._room

@@ -83,6 +83,9 @@ class BrokerRouter:
     def gate(self) -> trio.Event | None:
         return self.node.gate()
 
+    def peer_gate(self) -> trio.Event | None:
+        return self.node.storage.backlog()
+
     def ended(self, session: Session) -> None:
         for subscription in session.subscriptions.values():
             subscription.scope.cancel()

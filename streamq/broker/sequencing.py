@@ -187,6 +187,7 @@ class Sequencing:
         peer = self.node.peers.get(follower.member.broker)
         if peer is None or not peer.has_room or peer.member != follower.member:
             follower.is_live = False
+            self.feed(follower)
             return
         peer.store(self.partition.id, self.epoch, self.core.high_watermark, batches)
         self.node.touch_peer(peer)

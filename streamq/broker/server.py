@@ -42,6 +42,9 @@ class Router(Protocol):
     def gate(self) -> trio.Event | None:
         """An event to wait for before more is read from clients, None if there is room."""
 
+    def peer_gate(self) -> trio.Event | None:
+        """The same for brokers: what they send is bounded by what this one's disk takes."""
+
     def ended(self, session: Session) -> None:
         """The connection is gone."""
 
@@ -87,6 +90,8 @@ class Server:
             await trio.sleep(CLIENT_HEARTBEAT_S)
             for session in list(self._sessions):
                 session.channel.close_if_stalled()
+                if session.member is not None and session.channel.is_paused:
+                    self._heard(session.member.broker)  # what it says is not read, which is no sign against it
                 if session.member is None and session.is_awaiting:
                     session.channel.send(Heartbeat())
 
@@ -167,7 +172,7 @@ class Server:
             await channel.run(
                 take,
                 after_chunk=router.flush,
-                gate=router.gate if member is None else lambda: None,
+                gate=router.gate if member is None else router.peer_gate,
                 budget=self._budget if member is None else None,
             )
         finally:

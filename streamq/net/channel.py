@@ -63,6 +63,8 @@ class Channel:
         self.is_closed = False
         self.reason = ""
         self.queued_bytes = 0
+        self.is_paused = False
+        """What the other side sends is not read for now."""
         self._stream = stream
         self._reader = reader or FrameReader()
         self._out: deque[bytes | memoryview] = deque()
@@ -214,7 +216,9 @@ class Channel:
                 finally:
                     budget.release(held)
             while (event := gate()) is not None:
+                self.is_paused = True
                 await event.wait()
+            self.is_paused = False
 
     def _take(self, data: bytes, deliver: Callable[[Frame], None], after_chunk: Callable[[], None]) -> None:
         try:

@@ -152,6 +152,8 @@ class DiskStorage:
         self._failure: BaseException | None = None
         self._failed = trio.Event()
         self._due = trio.Event()
+        self._room = trio.Event()
+        """Set when the flush has ended that `backlog` lets others wait for."""
         self._flushing = trio.Lock()
         self._entries = found.replay.entries
         self._flushed_at = 0.0
@@ -287,6 +289,7 @@ class DiskStorage:
                 self._no_spare = await self._spare_fault()
                 if self._flush_is_due():
                     await self.flush()
+                self._room.set()
                 if self._no_flush is not None or self._no_spare is not None:
                     await trio.sleep(TICK_S)
         except (StorageFailedError, OSError) as error:
@@ -326,6 +329,13 @@ class DiskStorage:
         if fault is None and self._journal.bytes_in_use > 4 * self._settings.journal_bytes:
             return "the journal is full: the log files do not keep up"
         return fault
+
+    def backlog(self) -> trio.Event | None:
+        if self._runs.pinned_cost <= self._settings.cache_bytes or self.refusal() is not None:
+            return None
+        if self._room.is_set():
+            self._room = trio.Event()
+        return self._room
 
     def _flush_is_due(self) -> bool:
         if not self._entries or not self._may_checkpoint:
@@ -379,6 +389,7 @@ class DiskStorage:
             else:
                 self._entries += 1
                 self._no_flush = "the disk is full: there is no room for a checkpoint"
+        self._room.set()
         if result is not None and result.is_complete:
             await self._workers.run(result.tidy)
 

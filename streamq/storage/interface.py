@@ -8,6 +8,8 @@ acceptances per register). Both go through one journal, in the order of `append`
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import trio
+
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.errors import CorruptDataError
 from streamq.model.files import StoredFile
@@ -174,6 +176,12 @@ class Storage(Protocol):
 
     def refusal(self) -> str | None:
         """Why no new batches should be taken now (disk full), None when they may. States are still written: room is reserved (P-15)."""
+
+    def backlog(self) -> trio.Event | None:
+        """What to wait for before more is taken from others, while more waits in memory than the disk keeps up with; None if there is room.
+
+        Never while there is a `refusal`: that is to be told.
+        """
 
     def cut(self, partition: PartitionId, epoch: int, end: int) -> None:
         """Forgets the epoch's batches at and past `end` (their epoch was closed there). Repeated at every start by the owner, so that a

@@ -204,6 +204,9 @@ class MemoryStorage:
         self._stopped_cleanly = True
         self._dead = True
 
+    def backlog(self) -> trio.Event | None:
+        return None
+
     def refusal(self) -> str | None:
         return self._refusal
 

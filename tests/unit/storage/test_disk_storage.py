@@ -13,7 +13,7 @@ import trio
 
 from streamq.model.batches import Batch
 from streamq.model.errors import UnavailableError
-from streamq.storage.disk_storage import DiskStorage
+from streamq.storage.disk_storage import DiskSettings, DiskStorage
 from streamq.storage.file_ops import FileOps
 from streamq.storage.flush import FlushOrder, FlushResult
 from streamq.storage.interface import DamagedRangeError, LostBatches, LostState, LostUnknown, Run, StorageFailedError
@@ -548,3 +548,59 @@ async def test_a_failed_write_is_final(directory: Path, below: str) -> None:
     after = opened(directory)
     assert not after.was_stopped_cleanly
     assert after.runs(P1)[1].tail in ((10, 20) if tokens == [] else (20,))
+
+
+class SlowLogs(FileOps):
+    """Nothing gets to log files while `may_write` is not set."""
+
+    def __init__(self) -> None:
+        self.may_write = threading.Event()
+        self._logs: set[int] = set()
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        fd = super().open(path, create=create)
+        (self._logs.add if path.suffix == ".log" else self._logs.discard)(fd)
+        return fd
+
+    def open_direct(self, path: Path) -> int | None:
+        return None
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+        if fd in self._logs:
+            self.may_write.wait()
+        return super().pwritev(fd, buffers, offset)
+
+
+async def test_while_log_files_do_not_keep_up_others_wait_and_none_is_refused(directory: Path) -> None:
+    """Whoever is acked by two other replicas would go on for ever, in memory and then in the journal, until batches were refused."""
+    ops = SlowLogs()
+    settings = DiskSettings(journal_file_bytes=1 << 20, cache_bytes=300_000, flush_bytes=100_000, journal_bytes=1 << 20)
+    storage = DiskStorage.open(directory, settings=settings, ops=ops)
+    async with running(storage):
+        base = 0
+        with trio.fail_after(5):
+            while (room := storage.backlog()) is None:
+                assert storage._runs.pinned_cost <= settings.cache_bytes
+                storage.append([batch(base, 1, size=20_000)], [], base)
+                base += 1
+                await trio.sleep(0.001)
+            assert storage.refusal() is None
+            assert not room.is_set()
+            ops.may_write.set()
+            await room.wait()
+            while storage.backlog() is not None:
+                await room.wait()
+
+
+async def test_what_is_refused_is_not_waited_for(directory: Path) -> None:
+    """A client that is not read from would never be told why."""
+    ops = FaultyDisk()
+    ops.below = "logs"
+    settings = DiskSettings(journal_file_bytes=1 << 20, cache_bytes=300_000, flush_bytes=100_000, journal_bytes=1 << 20)
+    storage = DiskStorage.open(directory, settings=settings, ops=ops)
+    async with running(storage):
+        ops.fault = errno.ENOSPC
+        storage.append([batch(i, 1, size=20_000) for i in range(20)], [], 1)
+        await storage.flush()
+        assert storage.refusal() is not None
+        assert storage.backlog() is None
