@@ -32,6 +32,7 @@ from streamq.model.ids import PartitionId
 from streamq.model.messages import AnyMessage, Message
 from streamq.model.registers import BrokerRegister, broker_key
 from streamq.net.network import Network
+from streamq.net.poller import Poller
 from streamq.storage.interface import Lost, LostBatches, LostState, LostUnknown, Storage
 from streamq.wire.codec import decode_value
 
@@ -158,6 +159,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     successions = Successions(node)
     node.take_over_here = successions.take_over_here
     router = BrokerRouter(node, acceptor, successions, Requests(node, readmissions, successions, stop, usage))
+    poller = Poller(after_pass=node.flush)
     node.peers = Peers(
         config,
         node.identity,
@@ -167,6 +169,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
         after_chunk=node.flush,
         connected=router.peer_connected,
         suspected=successions.on_suspected,
+        poller=poller,
     )
     # The newest configuration adopted here counts: a voter that was re-admitted may have moved.
     for voter in acceptor.voters.voters:
@@ -180,6 +183,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
         heard=node.peers.heard,
         lost=node.peers.incoming_lost,
         metrics=node.metrics,
+        poller=poller,
     )
     node.sessions = server.sessions
     listener = await network.listen(config.host, config.port)
@@ -187,6 +191,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
         log.warning(
             "listening on %s, beyond this machine: there is no authentication yet; whoever reaches the port can read and write", config.host
         )
+    nursery.start_soon(poller.run, name="poller")
     nursery.start_soon(server.run, listener, name="server")
     nursery.start_soon(node.peers.run, name="peers")
     host, port = config.address

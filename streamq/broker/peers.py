@@ -21,6 +21,7 @@ from streamq.model.messages import AnyMessage, Heartbeat, Hello, Message, Store,
 from streamq.net.channel import Channel
 from streamq.net.handshake import FEATURES, greet
 from streamq.net.network import Network, RefusedConnectionError
+from streamq.net.poller import Poller
 from streamq.storage.interface import Identity
 from streamq.wire.framing import PROTOCOL_VERSIONS, Frame
 
@@ -112,6 +113,7 @@ class Peers:
         after_chunk: Callable[[], None],
         connected: Callable[[Peer], None],
         suspected: Callable[[str], None],
+        poller: Poller,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -121,6 +123,7 @@ class Peers:
         self._after_chunk = after_chunk
         self._connected = connected
         self._suspected = suspected
+        self._poller = poller
         self._peers: dict[str, Peer] = {}
         self._detectors: dict[str, FailureDetector] = {}
         self._dead: dict[str, float] = {}
@@ -239,7 +242,7 @@ class Peers:
         self.heard(peer.broker)
         try:
             self._connected(peer)
-            await channel.run(lambda frame: self._take(peer, frame), after_chunk=self._after_chunk, gate=lambda: None)
+            await channel.run(lambda frame: self._take(peer, frame), after_chunk=self._after_chunk, gate=lambda: None, poller=self._poller)
         except ProtocolError as error:
             log.warning("broker %s broke the protocol: %s", peer.broker, error)
         finally:

@@ -18,6 +18,7 @@ from streamq.model.messages import Failure, Heartbeat, Hello, Welcome
 from streamq.net.budget import ByteBudget
 from streamq.net.channel import Channel
 from streamq.net.handshake import FEATURES, Greeting, agree_version, answer, receive_hello
+from streamq.net.poller import Poller
 from streamq.storage.interface import Identity
 from streamq.wire.framing import PROTOCOL_VERSIONS, Frame
 
@@ -60,6 +61,7 @@ class Server:
         heard: Callable[[str], None],
         lost: Callable[[str], None],
         metrics: BrokerMetrics,
+        poller: Poller,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -68,6 +70,7 @@ class Server:
         self._heard = heard
         self._lost = lost
         self._metrics = metrics
+        self._poller = poller
         self._budget = ByteBudget(LARGE_FRAMES_BYTES_MAX)
         self._complaints = Complaints(log, logging.WARNING)
         self._sessions: dict[Session, None] = {}
@@ -174,6 +177,7 @@ class Server:
                 after_chunk=router.flush,
                 gate=router.gate if member is None else router.peer_gate,
                 budget=self._budget if member is None else None,
+                poller=self._poller,
             )
         finally:
             channel.close("the connection ended")  # before its descriptor can be another's

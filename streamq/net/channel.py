@@ -19,6 +19,7 @@ from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, 
 from streamq.model.limits import FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, MiB
 from streamq.model.messages import Failure, Message
 from streamq.net.budget import ByteBudget
+from streamq.net.poller import Poller
 from streamq.wire.framing import FRAME_PREFIX_BYTES, Frame, FrameReader, encode_frame
 
 __all__ = ["CHANNEL_QUEUE_BYTES_MAX", "Channel", "ChannelClosedError"]
@@ -150,10 +151,12 @@ class Channel:
         after_chunk: Callable[[], None],
         gate: Callable[[], trio.Event | None],
         budget: ByteBudget | None = None,
+        poller: Poller | None = None,
     ) -> None:
         """Reads and writes until the connection ends or `close` is called. Frames that answer no request of ours go to `deliver`.
 
         `after_chunk` runs when all frames of one receive are delivered; reading pauses while `gate` returns an event that is not set.
+        With a poller, which has to run, a socket is read by it, and `after_chunk` is left to the end of its pass.
         With a budget, a large frame is received only when it has room there, and has to arrive in FRAME_STALL_S.
         Raises ProtocolError if the other side breaks the protocol; ends quietly otherwise. Always leaves the channel closed.
         """
@@ -163,7 +166,10 @@ class Channel:
                 if self.is_closed:
                     return
                 nursery.start_soon(self._write)
-                await self._read(deliver, after_chunk, gate, budget)
+                if poller is not None and self._fd >= 0:
+                    await self._read_with(poller, deliver, after_chunk, gate, budget)
+                else:
+                    await self._read(deliver, after_chunk, gate, budget)
                 nursery.cancel_scope.cancel()
         except* ProtocolError as errors:
             first = errors.exceptions[0]
@@ -203,22 +209,76 @@ class Channel:
         gate: Callable[[], trio.Event | None],
         budget: ByteBudget | None,
     ) -> None:
-        reader = self._reader
         while not self.is_closed:
             data = await self._receive()
             if not data:
                 return
             self._take(data, deliver, after_chunk)
-            if budget is not None and reader.missing > LARGE_FRAME_BYTES:
-                held = await budget.acquire(reader.missing)
-                try:
-                    await self._receive_large(deliver, after_chunk)
-                finally:
-                    budget.release(held)
-            while (event := gate()) is not None:
-                self.is_paused = True
-                await event.wait()
-            self.is_paused = False
+            await self._wait_for_room(deliver, after_chunk, gate, budget)
+
+    async def _read_with(
+        self,
+        poller: Poller,
+        deliver: Callable[[Frame], None],
+        after_chunk: Callable[[], None],
+        gate: Callable[[], trio.Event | None],
+        budget: ByteBudget | None,
+    ) -> None:
+        """The poller reads; this task wakes when it is over, or has to wait for room."""
+        fd = self._fd
+        attention = trio.Event()
+        ended: list[BaseException | None] = []
+
+        def read() -> None:
+            if self.is_closed:
+                return
+            try:
+                data = self._read_some()
+                if data:
+                    self._take(data, deliver, _nothing)
+                    if gate() is None and (budget is None or self._reader.missing <= LARGE_FRAME_BYTES):
+                        self._await_missing()
+                        return
+                else:
+                    ended.append(None)
+            except BlockingIOError:
+                return
+            except BaseException as error:  # raised by the task below: here it would end the poller
+                ended.append(error)
+            poller.forget(fd)
+            attention.set()
+
+        try:
+            while not self.is_closed:
+                poller.watch(fd, read)
+                await attention.wait()
+                attention = trio.Event()
+                if ended:
+                    if (error := ended[0]) is not None:
+                        raise error
+                    return
+                await self._wait_for_room(deliver, after_chunk, gate, budget)
+                self._await_missing()
+        finally:
+            poller.forget(fd)
+
+    async def _wait_for_room(
+        self,
+        deliver: Callable[[Frame], None],
+        after_chunk: Callable[[], None],
+        gate: Callable[[], trio.Event | None],
+        budget: ByteBudget | None,
+    ) -> None:
+        if budget is not None and self._reader.missing > LARGE_FRAME_BYTES:
+            held = await budget.acquire(self._reader.missing)
+            try:
+                await self._receive_large(deliver, after_chunk)
+            finally:
+                budget.release(held)
+        while (event := gate()) is not None:
+            self.is_paused = True
+            await event.wait()
+        self.is_paused = False
 
     def _take(self, data: bytes, deliver: Callable[[Frame], None], after_chunk: Callable[[], None]) -> None:
         try:
@@ -247,11 +307,9 @@ class Channel:
 
         On a socket without trio's own stream: that tries in vain before it waits, each time, and wakes for every piece of a large frame.
         """
-        missing = self._reader.missing
-        size = min(max(missing, RECEIVE_BYTES), RECEIVE_BYTES_MAX)
         if self._fd < 0:
-            return bytes(await self._stream.receive_some(size))
-        self._await_bytes(min(missing, AWAIT_BYTES_MAX) if missing > LARGE_FRAME_BYTES else 1)
+            return bytes(await self._stream.receive_some(RECEIVE_BYTES))
+        self._await_missing()
         while True:
             if self._may_have_more:
                 await trio.lowlevel.checkpoint()
@@ -259,18 +317,26 @@ class Channel:
                 await trio.lowlevel.wait_readable(self._fd)
             if self.is_closed:
                 return b""
-            try:
-                data = os.read(self._fd, size)
-            except BlockingIOError:
-                self._may_have_more = False
-            except OSError as error:
-                raise trio.BrokenResourceError from error
-            else:
-                self._may_have_more = len(data) == size
-                return data
+            with suppress(BlockingIOError):
+                return self._read_some()
 
-    def _await_bytes(self, count: int) -> None:
-        """From how many bytes on the socket is readable; the system wakes for less when its buffer is full, or the other side has left."""
+    def _read_some(self) -> bytes:
+        """b"" at the end. Raises BlockingIOError when there is nothing, BrokenResourceError when the connection is lost."""
+        size = min(max(self._reader.missing, RECEIVE_BYTES), RECEIVE_BYTES_MAX)
+        self._may_have_more = False
+        try:
+            data = os.read(self._fd, size)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        self._may_have_more = len(data) == size
+        return data
+
+    def _await_missing(self) -> None:
+        """Sets how much has to be there before the socket is readable; for less the system wakes when its buffer is full, or at the end."""
+        missing = self._reader.missing
+        count = min(missing, AWAIT_BYTES_MAX) if missing > LARGE_FRAME_BYTES else 1
         if count != self._awaited_bytes:
             assert isinstance(self._stream, trio.SocketStream)
             self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
@@ -327,6 +393,10 @@ class Channel:
             await self._stream.send_all(chunk)
             self.queued_bytes = max(0, self.queued_bytes - len(chunk))
             self._drained.set()
+
+
+def _nothing() -> None:
+    """After a chunk of a pass that has a step of its own at its end."""
 
 
 def failure_error(failure: Failure) -> StreamqError:
