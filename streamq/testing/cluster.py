@@ -22,6 +22,7 @@ from streamq.storage.memory_storage import MemoryStorage
 __all__ = ["BrokerInProcess", "ClusterInProcess", "cluster"]
 
 START_TIMEOUT_S: Final = 10.0
+VOTERS_MAX: Final = 5
 
 
 class BrokerInProcess:
@@ -106,7 +107,7 @@ async def cluster(
     names = [f"b{i + 1}" for i in range(brokers)]
     hosts = names if networks is not None else ["127.0.0.1"] * brokers
     ports = [7700] * brokers if networks is not None else free_ports(brokers)
-    voters = Voters(1, tuple(Voter(name, clock.token(), host, port) for name, host, port in zip(names, hosts, ports, strict=True))[:5])
+    voters = first_voters(names, hosts, ports, clock)
     cluster_id = clock.token()
     made = []
     for i, name in enumerate(names):
@@ -120,6 +121,13 @@ async def cluster(
         await running.start()
         yield running
         nursery.cancel_scope.cancel()
+
+
+def first_voters(names: Sequence[str], hosts: Sequence[str], ports: Sequence[int], clock: Clock) -> Voters:
+    """The first of these brokers, in incarnations that are new."""
+    return Voters(
+        1, tuple(Voter(name, clock.token(), host, port) for name, host, port in zip(names, hosts, ports, strict=True))[:VOTERS_MAX]
+    )
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,24 +8,19 @@ from pathlib import Path
 import pytest
 import trio
 
-from streamq.broker.app import Stopping, run_broker
-from streamq.broker.config import BrokerConfig
-from streamq.broker.node import SystemClock
 from streamq.broker.usage import process_usage
 from streamq.model.batches import Batch
 from streamq.model.messages import Ack, CreateTopic, Metrics, Nack, ReadMetrics
-from streamq.model.registers import Voter, Voters
 from streamq.net.network import TcpNetwork
-from streamq.storage.disk_storage import DiskSettings, DiskStorage
-from streamq.storage.identity import create_identity
+from streamq.storage.disk_storage import DiskStorage
+from streamq.storage.file_ops import FileOps
 from streamq.storage.memory_storage import MemoryStorage
 from streamq.testing import cluster
-from streamq.testing.cluster import free_ports
 from tests.broker.test_cluster_in_process import create, find, to
 from tests.broker.wire_client import WireClient, make_batch, new_producer, wire_client
+from tests.support.disk_cluster import JOURNAL_FILE_BYTES, disk_cluster
 
 README = Path(__file__).parents[2] / "deploy" / "README.md"
-JOURNAL_FILE_BYTES = 4 << 20
 
 
 async def metrics_of(client: WireClient) -> Metrics:
@@ -148,24 +143,11 @@ async def test_a_broker_that_does_not_serve_yet_tells_its_metrics_and_counts_con
 @asynccontextmanager
 async def broker_on_disk(directory: Path) -> AsyncIterator[tuple[WireClient, DiskStorage]]:
     """The only broker of its cluster, as a process would run it, with a client."""
-    [port] = free_ports(1)
-    clock, stop = SystemClock(), Stopping()
-    voter = Voter("b1", clock.token(), "127.0.0.1", port)
-    create_identity(directory, cluster=clock.token(), broker="b1", first_voters=Voters(1, (voter,)), incarnation=voter.incarnation)
-    storage = DiskStorage.open(directory, settings=DiskSettings(journal_file_bytes=JOURNAL_FILE_BYTES))
-    config = BrokerConfig(broker="b1", data_directory=str(directory), port=port)
-    serving = trio.Event()
-
-    async def run() -> None:
-        await run_broker(config, storage, TcpNetwork(), clock, stop=stop, on_serving=serving.set, usage=process_usage)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
-        with trio.fail_after(10):
-            await serving.wait()
-        async with wire_client(("127.0.0.1", port)) as client:
-            yield client, storage
-        stop()
+    async with (
+        disk_cluster(directory, [FileOps()], usage=process_usage) as brokers,
+        wire_client(brokers["b1"].config.address) as client,
+    ):
+        yield client, brokers["b1"].storage
 
 
 async def test_the_journal_counts_its_groups_bytes_and_syncs_and_the_process_what_it_takes(tmp_path: Path) -> None:
