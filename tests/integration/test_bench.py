@@ -128,6 +128,16 @@ def test_a_soak_sees_no_takeover_that_nobody_caused_and_partitions_cost_little(t
     assert any(row.get("idle_partitions") == 8 for row in rows)
 
 
+@pytest.mark.slow
+def test_a_broker_takes_less_than_256_MiB_while_it_takes_all_that_it_can(tmp_path: Path) -> None:
+    """Batches that are as large as they are usual, and small ones over many connections."""
+    for load in (("produce", "--raw", "1MiB", "--window", "32"), ("fan-in", "--connections", "64")):
+        row, _ = own_bench(tmp_path, *load, "--seconds", "4", "--warm-up", "0")
+        peaks = {name: peak for name, peak in row["peak_MiB"].items() if name != "client"}
+        assert len(peaks) == 3
+        assert all(0 < peak < 256 for peak in peaks.values()), peaks
+
+
 def test_an_interrupted_benchmark_takes_its_brokers_and_its_data_with_it() -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
