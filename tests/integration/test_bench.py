@@ -130,7 +130,7 @@ def test_a_soak_sees_no_takeover_that_nobody_caused_and_partitions_cost_little(t
 
 @pytest.mark.slow
 def test_a_broker_takes_less_than_256_MiB_while_it_takes_all_that_it_can(tmp_path: Path) -> None:
-    """Batches that are as large as they are usual, and small ones over many connections."""
+    """Large batches as fast as they go, and a record at a time over many connections."""
     for load in (("produce", "--raw", "1MiB", "--window", "32"), ("fan-in", "--connections", "64")):
         row, _ = own_bench(tmp_path, *load, "--seconds", "4", "--warm-up", "0")
         peaks = {name: peak for name, peak in row["peak_MiB"].items() if name != "client"}

@@ -90,7 +90,7 @@ class RecordedDisk(FileOps):
         self._journal_files.pop(fd, None)  # before the number is given to another file
         super().close(fd)
 
-    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int) -> int:
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         wrote = super().pwritev(fd, buffers, offset)
         file = self._journal_files.get(fd)
         if file is not None:
