@@ -23,6 +23,7 @@ from streamq.storage.interface import Identity, Storage
 
 if TYPE_CHECKING:
     from streamq.broker.partition import Partition
+    from streamq.broker.sequencing import Sequencing
 
 __all__ = ["FORGOTTEN_KEY", "Clock", "Node", "SystemClock"]
 
@@ -95,6 +96,7 @@ class Node:
         # Ordered, as sets of objects are not: the same run, made again, does the same in the same order.
         self._sessions: dict[Session, None] = {}
         self._peers_touched: dict[Peer, None] = {}
+        self._sequencings: dict[Sequencing, None] = {}
         self._untold: dict[Partition, None] = {}
         self._tell = trio.Event()
 
@@ -128,8 +130,14 @@ class Node:
     def touch_peer(self, peer: Peer) -> None:
         self._peers_touched[peer] = None
 
+    def touch_sequencing(self, sequencing: "Sequencing") -> None:
+        """It has assigned batches, to be stored at the next flush."""
+        self._sequencings[sequencing] = None
+
     def flush(self) -> None:
         """Ends every synchronous step that may have gathered something: after a receive, after a group commit."""
+        while self._sequencings:
+            self._sequencings.popitem()[0].store_assigned()
         while self._peers_touched:
             self._peers_touched.popitem()[0].flush()
         while self._sessions:

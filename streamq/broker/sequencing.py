@@ -63,7 +63,10 @@ class Follower:
 
 
 class Sequencing:
-    """Invariants: a batch is stamped once, and given to the own replica first; each live follower has been sent all so far."""
+    """Invariants: a batch is stamped once, and given to the own replica first; each live follower has been sent all so far.
+
+    Batches that are assigned in one synchronous step are stored at its end, all at once; no other task runs in between.
+    """
 
     def __init__(self, partition: "Partition", register: PartitionRegister) -> None:
         self.partition = partition
@@ -78,6 +81,8 @@ class Sequencing:
         """A replica is gone for this epoch (P-22)."""
         self._carried = self.core.high_watermark
         self._progressed = trio.lowlevel.ParkingLot()
+        self._assigned: list[Batch] = []
+        """In this synchronous step, to be stored at its end."""
         self._gaps: list[tuple[Session, int, str]] = []
         self._seen = (-1, 0)
         """High watermark at the last check, and for how many checks it has stood there with batches in flight."""
@@ -116,8 +121,9 @@ class Sequencing:
         if isinstance(result, Assigned):
             self._took(ticket)
             node.metrics.took(batch.header.records, ticket.size)
-            stamped = stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time)
-            self._store(stamped)
+            if not self._assigned:
+                node.touch_sequencing(self)
+            self._assigned.append(stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time))
         elif isinstance(result, Duplicate):
             base = result.base if result.base is not None else -1
             session.acks.append(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable))
@@ -173,11 +179,16 @@ class Sequencing:
         opened = self.partition.open_segment
         return opened.sequencer if opened is not None and opened.epoch > self.epoch else ""
 
-    def _store(self, batch: Batch) -> None:
+    def store_assigned(self) -> None:
+        """Ends the step. The own replica comes first: if it was sealed within the step (P-14), nobody is sent anything."""
+        batches, self._assigned = self._assigned, []
         partition, core = self.partition, self.core
-        run = StoreRun(partition.id, self.epoch, core.high_watermark, 1)
-        batches = (batch,)
+        if not batches or self.is_retired:
+            return
+        run = StoreRun(partition.id, self.epoch, core.high_watermark, len(batches))
         partition.carry_out(partition.replica.on_store(run, batches, self._own_report))
+        if self.is_retired:
+            return
         for follower in self.followers.values():
             if follower.is_live:
                 self._send(follower, batches)

@@ -18,7 +18,7 @@ COMPRESSION_ZSTD: Final = 1
 Compression = Literal[0, 1]
 
 
-class BatchHeader(msgspec.Struct, frozen=True):
+class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     """What a batch says of itself. `epoch`, `base` and `append_time` are zero until a sequencer has stamped it; epoch 0 never exists.
 
     `[base, end)` are the offsets of its records, `sequence` numbers the producer's batches in this partition (0, 1, 2, …).
@@ -51,7 +51,7 @@ class BatchHeader(msgspec.Struct, frozen=True):
         return BATCH_HEADER_BYTES + self.payload_bytes
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Batch(msgspec.Struct, frozen=True, gc=False):
     """A batch with its bytes: `head` is the encoded header (`BATCH_HEADER_BYTES` long), `payload` the records."""
 
     header: BatchHeader
