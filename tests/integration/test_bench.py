@@ -98,7 +98,7 @@ def test_a_budget_that_is_too_small_is_told_first(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_load_that_stores_more_than_the_budget_goes_on_as_its_topic_keeps_less(tmp_path: Path) -> None:
     """25 MB/s on each of three replicas are 1.2 GB in 16 s."""
     load = ["--rate", "25000", "--record-bytes", "1000", "--compression", "none", "--seconds", "16"]
@@ -128,7 +128,7 @@ def test_a_soak_sees_no_takeover_that_nobody_caused_and_partitions_cost_little(t
     assert any(row.get("idle_partitions") == 8 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_broker_takes_less_than_256_MiB_while_it_takes_all_that_it_can(tmp_path: Path) -> None:
     """Large batches as fast as they go, and a record at a time over many connections."""
     for load in (("produce", "--raw", "1MiB", "--window", "32"), ("fan-in", "--connections", "64")):

@@ -125,7 +125,7 @@ def test_a_tail_by_any_single_broker_sees_what_was_acked_before_it_began() -> No
                 cluster.cluster("resume", victim)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_rounds_of_tails_by_single_brokers_see_what_was_acked_before_they_began() -> None:
     """A broker killed, paused, or just resumed: each other broker alone, and the one resumed, shows every record acked before."""
     rng = random.Random(50)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import pytest
 import trio
 
 from streamq.model.messages import Ack, Metadata, MetadataView
@@ -59,6 +60,7 @@ def until_bounded(cluster: LocalCluster) -> None:
     wait_until(lambda: max(stored_bytes(cluster, name) for name in cluster.names) < BOUND, timeout_s=20, what="files are removed")
 
 
+@pytest.mark.long
 def test_a_topic_with_retention_stays_bounded_through_restarts_and_a_broker_made_anew() -> None:
     """The latter is behind the start offset: it has the table from another, sequences in the end, and knows a retry of what is gone."""
     with local_cluster(**SETTINGS) as cluster:
