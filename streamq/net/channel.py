@@ -98,7 +98,7 @@ class Channel:
             failure = Failure("limit_reached", f"the answer would have {len(buffers[0])} bytes", "ask for less at once")
             buffers = encode_frame(failure, request=request, is_answer=True)
         self.queued_bytes += sum(map(len, buffers))
-        self._out += buffers
+        self._out += filter(None, buffers)  # an empty one would never be seen to leave
         if self.queued_bytes > CHANNEL_QUEUE_BYTES_MAX:
             self.close(f"{self.name} does not read what it asked for")
 
@@ -233,14 +233,14 @@ class Channel:
             if self.is_closed:
                 return
             try:
-                data = self._read_some()
-                if data:
-                    self._take(data, deliver, _nothing)
-                    if gate() is None and (budget is None or self._reader.missing <= LARGE_FRAME_BYTES):
-                        self._await_missing()
-                        return
-                else:
-                    ended.append(None)
+                if gate() is None:
+                    if data := self._read_some():
+                        self._take(data, deliver, _nothing)
+                        if budget is None or self._reader.missing <= LARGE_FRAME_BYTES:
+                            self._await_missing()
+                            return
+                    else:
+                        ended.append(None)
             except BlockingIOError:
                 return
             except BaseException as error:  # raised by the task below: here it would end the poller

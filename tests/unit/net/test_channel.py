@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 
 from streamq.model.errors import ProtocolError, StreamqError
 from streamq.model.messages import Credit, Failure, Metadata, OffsetFound, Ok, Produce
@@ -197,3 +198,18 @@ async def test_frames_are_never_torn_by_a_reader_that_starts_in_the_middle() -> 
     await near_stream.aclose()
     await far.run(received.append, after_chunk=lambda: None, gate=lambda: None)
     assert [each.message for each in received] == [Metadata(("whole",))]
+
+
+async def test_an_empty_part_of_a_payload_is_not_tried_to_be_sent_for_ever() -> None:
+    """A client may store a batch whose payload is empty; nobody may be kept busy by it."""
+    received: list[Frame] = []
+    async with channels(lambda channel, frame: received.append(frame)) as (near, _):
+        near.gather(Produce((1,)), payload=[b"head", b""])
+        near.push()
+        assert near.queued_bytes == 0
+        near.send(Produce((2,)), payload=[b""])
+        with trio.fail_after(5):
+            while len(received) < 2:
+                await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked()
+    assert [frame.payload for frame in received] == [b"head", b""]
