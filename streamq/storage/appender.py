@@ -6,6 +6,7 @@ what is ragged at either end goes through the page cache, which the system keeps
 share the disk, wait behind a short one.
 """
 
+import errno
 import mmap
 from pathlib import Path
 from typing import Final
@@ -72,13 +73,11 @@ class Appender:
     def _write(self) -> None:
         low, high, block = self._low, self._high, self._piece.block_bytes
         first, last = -(-low // block) * block, high // block * block
-        direct = self._open_direct() if last - first >= DIRECT_BLOCKS_MIN * block else None
-        if direct is None:
-            self._write_cached(low, high)
-        else:
+        if last - first >= DIRECT_BLOCKS_MIN * block and self._write_direct(first, last):
             self._write_cached(low, first)
-            write_fully(self._ops, direct, [self._piece.memory[first:last]], self._base + first)
             self._write_cached(last, high)
+        else:
+            self._write_cached(low, high)
         if high == self._piece.size:
             self._base += high
             high = 0
@@ -92,8 +91,19 @@ class Appender:
                 self._ops.fdatasync(self._fd)
                 self._cached = 0
 
-    def _open_direct(self) -> int | None:
-        if self._direct is None and not self._is_direct_refused:
+    def _write_direct(self, first: int, last: int) -> bool:
+        """Whether these whole blocks were written. Where none can be, the system says so at the opening or at the first write."""
+        if self._is_direct_refused:
+            return False
+        if self._direct is None:
             self._direct = self._ops.open_direct(self._path)
-            self._is_direct_refused = self._direct is None
-        return self._direct
+        if self._direct is not None:
+            try:
+                write_fully(self._ops, self._direct, [self._piece.memory[first:last]], self._base + first)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            else:
+                return True
+        self._is_direct_refused = True
+        return False

@@ -1,5 +1,6 @@
 """What an appender leaves in a file is what was added, wherever it begins, whether or not the system writes past its page cache."""
 
+import errno
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,3 +111,22 @@ def test_little_goes_through_the_page_cache_and_much_is_synced_there_in_between(
     without = WatchedOps(has_direct=False)
     write(without, path, piece, 0, [b"x" * (3 * CACHED_BYTES_MAX)])
     assert without.cached_at_most <= CACHED_BYTES_MAX + PIECE_BLOCKS * piece.block_bytes
+
+
+class PickyOps(WatchedOps):
+    """Opens files for direct writes, and takes none: some file systems find out only then."""
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+        if fd in self.direct:
+            raise OSError(errno.EINVAL, "not aligned as this file system wants it")
+        return super().pwritev(fd, buffers, offset)
+
+
+def test_a_file_system_that_takes_no_direct_write_gets_all_through_its_page_cache(tmp_path: Path) -> None:
+    ops = PickyOps(has_direct=True)
+    path, piece = tmp_path / "log", Piece(ops)
+    ops.close(ops.open(path, create=True))
+    part = random.Random(1).randbytes(2 * piece.size + 77)
+    assert write(ops, path, piece, 0, [part]) == len(part)
+    assert path.read_bytes() == part
+    assert ops.open_files == 0
