@@ -181,6 +181,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
         router,
         software=SOFTWARE,
         heard=node.peers.heard,
+        unread=node.peers.unread,
         lost=node.peers.incoming_lost,
         metrics=node.metrics,
         poller=poller,

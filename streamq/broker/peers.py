@@ -167,6 +167,12 @@ class Peers:
             detector.on_heard(trio.current_time())
             self._dead.pop(broker, None)
 
+    def unread(self, broker: str) -> None:
+        """What it says lies unread here, which is no sign against it; that it cannot be dialled is one."""
+        peer = self._peers.get(broker)
+        if peer is not None and peer.channel is not None:
+            self.heard(broker)
+
     def incoming_lost(self, broker: str) -> None:
         """The connection that it had dialled broke: probe."""
         peer = self._peers.get(broker)

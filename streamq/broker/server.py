@@ -59,6 +59,7 @@ class Server:
         *,
         software: str,
         heard: Callable[[str], None],
+        unread: Callable[[str], None],
         lost: Callable[[str], None],
         metrics: BrokerMetrics,
         poller: Poller,
@@ -68,6 +69,7 @@ class Server:
         self._router = router
         self._software = software
         self._heard = heard
+        self._unread = unread
         self._lost = lost
         self._metrics = metrics
         self._poller = poller
@@ -94,8 +96,8 @@ class Server:
             for session in list(self._sessions):
                 session.channel.close_if_stalled()
                 if session.member is not None and session.channel.is_paused:
-                    self._heard(session.member.broker)  # what it says is not read, which is no sign against it
-                if session.member is None and session.is_awaiting:
+                    self._unread(session.member.broker)
+                if session.member is None and (session.is_awaiting or session.channel.is_paused):
                     session.channel.send(Heartbeat())
 
     async def drain(self) -> None:

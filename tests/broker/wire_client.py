@@ -8,7 +8,7 @@ import trio
 
 from streamq.model.batches import Batch, BatchHeader
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.messages import Ack, AnyMessage, Credit, Hello, Message, Nack, Produce, Produced, Records, Subscribe
+from streamq.model.messages import Ack, AnyMessage, Credit, Heartbeat, Hello, Message, Nack, Produce, Produced, Records, Subscribe
 from streamq.net.channel import Channel
 from streamq.net.handshake import greet
 from streamq.net.network import Network, TcpNetwork
@@ -31,6 +31,7 @@ class WireClient:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.outcomes: dict[int, Ack | Nack] = {}
+        self.heartbeats: list[Heartbeat] = []
         self.changed = trio.Event()
         self.streams: dict[int, trio.MemorySendChannel[Frame]] = {}
         self._ticket = 0
@@ -43,6 +44,8 @@ class WireClient:
                 self.outcomes[outcome.ticket] = outcome
             self.changed.set()
             self.changed = trio.Event()
+        elif isinstance(message, Heartbeat):
+            self.heartbeats.append(message)
 
     async def ask(self, message: Message, timeout_s: float = 5) -> AnyMessage:
         return (await self.channel.request(message, timeout_s=timeout_s)).message
