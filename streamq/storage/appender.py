@@ -1,9 +1,9 @@
 """Appending much to a file at little cost: whole blocks go from memory to the disk, past the page cache.
 
-Through the page cache a growing file costs the CPU more than a second for each GB, past it 0.05 s (`python -m deploy.bench.disk`). The disk takes
-such writes only block by block, from memory that is aligned: bytes are laid out in one piece of memory as they will lie in the file, and
-what is ragged at either end goes through the page cache, which the system keeps in step. Pieces are small enough that group commits, which
-share the disk, wait behind a short one.
+Through the page cache a growing file costs the CPU more than a second for each GB, past it 0.05 s (`python -m deploy.bench.disk`). The disk
+takes such writes only block by block, from memory that is aligned: bytes are laid out in one piece of memory as they will lie in the file,
+and what is ragged at either end goes through the page cache, which the system keeps in step. Pieces are small enough that group commits,
+which share the disk, wait behind a short one.
 """
 
 import errno
