@@ -13,7 +13,9 @@ import trio
 from streamq import __version__
 from streamq.broker.config import BrokerConfig
 from streamq.broker.local_acceptor import LocalAcceptor
+from streamq.broker.lookout import Lookout
 from streamq.broker.metrics import BrokerMetrics, Usage
+from streamq.broker.news import read_news
 from streamq.broker.node import FORGOTTEN_KEY, Clock, Node
 from streamq.broker.partition import Partition, nothing, replica_key, table_key
 from streamq.broker.peers import Peers
@@ -24,6 +26,7 @@ from streamq.broker.requests import Requests
 from streamq.broker.retention import Trims
 from streamq.broker.router import BrokerRouter
 from streamq.broker.server import Server
+from streamq.broker.stalls import Stalls
 from streamq.broker.successions import Successions
 from streamq.log.idempotence import IdempotenceTable, TableSnapshot
 from streamq.log.replica_state import ReplicaState
@@ -212,8 +215,10 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     node.state = "serving"
     nursery.start_soon(node.tell_watermarks, WATERMARK_INTERVAL_S, name="watermarks")
     nursery.start_soon(successions.run, name="successions")
+    nursery.start_soon(read_news, node, successions.learn, name="news")
     nursery.start_soon(Refills(node).run, name="refills")
     nursery.start_soon(Trims(node).run, name="trims")
+    nursery.start_soon(Stalls(node).run, name="stalls")
     nursery.start_soon(_learn, node, successions, name="learn")
     nursery.start_soon(_learn_addresses, node, name="addresses")
     on_serving()
@@ -251,9 +256,11 @@ async def _learn(node: Node, successions: Successions) -> None:
 
 async def _learn_addresses(node: Node) -> None:
     """Until cancelled: where the brokers are that this one needs and is not connected to. They may be new to it, or have moved."""
+    lookout = Lookout(node, interval_s=ADDRESSES_INTERVAL_S)
+    named: set[str] = set()
     while True:
         await trio.sleep(ADDRESSES_INTERVAL_S)
-        named = {m.broker for p in node.partitions.values() if p.open_segment is not None for m in p.open_segment.replicas}
+        named.update(m.broker for p in lookout.due() if p.open_segment is not None for m in p.open_segment.replicas)
         for broker in sorted(named | {peer.broker for peer in node.peers}):
             peer = node.peers.get(broker)
             if broker != node.broker and (peer is None or peer.channel is None):

@@ -22,6 +22,7 @@ from streamq.model.registers import PartitionRegister
 from streamq.storage.interface import Identity, Storage
 
 if TYPE_CHECKING:
+    from streamq.broker.lookout import Lookout
     from streamq.broker.partition import Partition
     from streamq.broker.sequencing import Sequencing
 
@@ -82,6 +83,9 @@ class Node:
         self.partitions: dict[PartitionId, Partition] = {}
         self.dropped: set[PartitionId] = set()
         """Deleted since this start (ids never come again): whoever missed it must not bring them back."""
+        self.changed: dict[PartitionId, None] = {}
+        """Of which something changed that somebody who looks after partitions may have to act on; what is one of a kind says so itself."""
+        self.lookouts: list[Lookout] = []
         self.metrics = metrics or BrokerMetrics()
         self.began = trio.current_time()
         self.now_us = 0

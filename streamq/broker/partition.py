@@ -75,6 +75,7 @@ class Partition:
         self._encoded_table = b""
         self._given_back = 0
         self._mending: dict[DamagedRange, trio.Event] = {}
+        node.changed[self.id] = None
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -94,6 +95,7 @@ class Partition:
         storage = self.node.storage
         if self.is_dropped:
             return  # what comes late must not write anything of it again
+        self.node.changed[self.id] = None
         for effect in effects:
             if isinstance(effect, Persist):
                 states = () if effect.state is None else ((replica_key(self.id), encode(effect.state)),)

@@ -5,6 +5,7 @@ from typing import Final
 
 import trio
 
+from streamq.broker.lookout import Lookout
 from streamq.broker.node import FORGOTTEN_KEY, Node
 from streamq.broker.partition import Partition, nothing
 from streamq.log.replica import Wanted
@@ -28,6 +29,7 @@ class Refills:
     def __init__(self, node: Node) -> None:
         self.node = node
         self._limiter = trio.CapacityLimiter(COPIES_AT_ONCE)
+        self._lookout = Lookout(node, interval_s=CHECK_INTERVAL_S)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -41,8 +43,11 @@ class Refills:
                 except StreamqError as error:
                     log.info("which partitions were lost could not be read yet: %s", error)
                     continue
-            for partition in list(self.node.partitions.values()):
-                if "refill" not in partition.busy and self._is_due(partition):
+            for partition in self._lookout.due():
+                if not self._is_due(partition):
+                    continue
+                self._lookout.keep(partition)
+                if "refill" not in partition.busy:
                     partition.busy.add("refill")
                     self.node.nursery.start_soon(self._refill, partition, name=f"refill {partition.name}")
 

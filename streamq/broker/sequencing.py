@@ -1,6 +1,7 @@
 """This broker as the sequencer of one open epoch: batches in, stores out, acks back, lagging followers fed from storage."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -11,7 +12,7 @@ from streamq.log.sequencer import Acked, Assigned, Duplicate, Progress, Refused,
 from streamq.model.batches import Batch
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Member
-from streamq.model.limits import COPY_BYTES_MAX, IN_FLIGHT_BYTES_MAX
+from streamq.model.limits import COPY_BYTES_MAX
 from streamq.model.messages import Ack, Nack, Open, Stored, StoredRun, StoreRun, Tip, TipAnswer
 from streamq.model.registers import PartitionRegister, partition_key
 from streamq.wire.batch_format import stamp
@@ -30,12 +31,10 @@ log = logging.getLogger(__name__)
 FEED_BYTES: Final = COPY_BYTES_MAX // 4
 """What a lagging follower is sent before its next report is awaited: its catching up never fills the queues of the foreground."""
 FEED_STALL_S: Final = 2.0
-STALL_CHECK_S: Final = 1.0
-FIND_OUT_CHECKS: Final = 2
-HOLD_UP_CHECKS: Final = 3
 GAPS_MAX: Final = 10_000
 """Refusals that wait to be confirmed."""
 FEED_PAUSE_S: Final = 0.05
+FEED_PAUSE_MAX_S: Final = 1.0
 
 
 class Ticket:
@@ -51,15 +50,35 @@ class Ticket:
 
 
 class Follower:
-    """Another replica of the epoch. `is_live`: it is sent each batch as it is assigned; else it is fed from storage, or waited for."""
+    """Another replica of the epoch, looked after by `Stalls`."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, changed: Callable[[], None]) -> None:
         self.member = member
-        self.is_live = False
-        self.is_feeding = False
+        self._changed = changed
+        self._is_live = False
+        self._is_feeding = False
         self.tail = 0
         self.reported = trio.Event()
         self.stalled_tail = -1
+
+    @property
+    def is_live(self) -> bool:
+        """It is sent each batch as it is assigned; else it is fed from storage, or waited for."""
+        return self._is_live
+
+    @is_live.setter
+    def is_live(self, value: bool) -> None:
+        self._is_live = value
+        self._changed()
+
+    @property
+    def is_feeding(self) -> bool:
+        return self._is_feeding
+
+    @is_feeding.setter
+    def is_feeding(self, value: bool) -> None:
+        self._is_feeding = value
+        self._changed()
 
 
 class Sequencing:
@@ -77,8 +96,7 @@ class Sequencing:
         self.epoch = self.segment.epoch
         self.core = Sequencer(partition=partition.id, segment=self.segment, table=partition.replica.table)
         self.is_retired = False
-        self.wants_new_epoch = False
-        """A replica is gone for this epoch (P-22)."""
+        self._wants_new_epoch = False
         self._carried = self.core.high_watermark
         self._progressed = trio.lowlevel.ParkingLot()
         self._assigned: list[Batch] = []
@@ -86,8 +104,7 @@ class Sequencing:
         self._gaps: list[tuple[Session, int, str]] = []
         self._seen = (-1, 0)
         """High watermark at the last check, and for how many checks it has stood there with batches in flight."""
-        self._scope = trio.CancelScope()
-        self.followers = {m.broker: Follower(m) for m in self.segment.replicas if m.broker != self.node.broker}
+        self.followers = {m.broker: Follower(m, self._changed) for m in self.segment.replicas if m.broker != self.node.broker}
         for follower in self.followers.values():
             follower.tail = self.segment.base
 
@@ -104,7 +121,20 @@ class Sequencing:
             if peer is not None and peer.member == follower.member and peer.channel is not None:
                 peer.channel.send(Open(self.register))
                 follower.is_live = True
-        self.node.nursery.start_soon(self._watch, name=f"followers of {self.partition.name}")
+        self._changed()
+
+    @property
+    def wants_new_epoch(self) -> bool:
+        """A replica is gone for this epoch (P-22)."""
+        return self._wants_new_epoch
+
+    @wants_new_epoch.setter
+    def wants_new_epoch(self, value: bool) -> None:
+        self._wants_new_epoch = value
+        self._changed()
+
+    def _changed(self) -> None:
+        self.node.changed[self.partition.id] = None
 
     # --- producing
 
@@ -155,7 +185,7 @@ class Sequencing:
         while self._gaps:
             count = len(self._gaps)
             try:
-                is_current = await self._is_current()
+                is_current = await self.is_current()
             except StreamqError as error:
                 outcome = "not_ready", f"a gap could not be confirmed: {error}"
             else:
@@ -272,7 +302,7 @@ class Sequencing:
             return
         self.is_retired = True
         log.info("%s: no longer sequencer of epoch %d: %s", self.partition.name, self.epoch, why)
-        self._scope.cancel()
+        self._changed()
         self._follow(self.core.stop())
         if self.partition.sequencing is self:
             self.partition.sequencing = None
@@ -286,7 +316,7 @@ class Sequencing:
                 await self._progressed.park()
         return self.core.is_drained
 
-    # --- followers
+    # --- followers, and whether there is anything to wait for
 
     def peer_connected(self, peer: "Peer") -> None:
         follower = self.followers.get(peer.broker)
@@ -311,7 +341,7 @@ class Sequencing:
                 except StreamqError as error:
                     log.info("%s: feeding %s paused: %s", self.partition.name, follower.member.broker, error)
                 await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, STALL_CHECK_S)
+                pause_s = min(2 * pause_s, FEED_PAUSE_MAX_S)
         finally:
             follower.is_feeding = False
 
@@ -359,7 +389,7 @@ class Sequencing:
                     follower.reported = trio.Event()
                     await follower.reported.wait()
             if waited.cancelled_caught:
-                return  # `_watch` begins again
+                return  # `Stalls` begins again
 
     def _join(self, follower: Follower, offset: int) -> None:
         """It has been sent everything: no await since the last batch was read, so nothing was assigned in between."""
@@ -368,47 +398,7 @@ class Sequencing:
             self._send(follower, ())  # the watermark, which it may not know
             self.node.flush()
 
-    async def _watch(self) -> None:
-        """Finds followers that should have reported more by now, whatever was lost on the way."""
-        with self._scope:
-            while not self.is_retired:
-                await trio.sleep(STALL_CHECK_S)
-                stalled = self._stalled_checks()
-                if stalled >= HOLD_UP_CHECKS and self.node.in_flight_bytes >= IN_FLIGHT_BYTES_MAX:
-                    # Nothing is read from clients while so much is in flight: a partition without its quorum must not keep that so.
-                    self.retire("its batches fill the memory for all, and are not acked")
-                    return
-                if stalled >= FIND_OUT_CHECKS and not await self._may_go_on():
-                    self.retire("neither its quorum nor that of the registers can be reached, or somebody else went on")
-                    return
-                if self._is_sealed_for_nothing():
-                    self.retire("the own replica is sealed, and nobody has gone on")
-                    return
-                for follower in self.followers.values():
-                    peer = self.node.peers.get(follower.member.broker)
-                    if peer is None or peer.channel is None or follower.is_feeding:
-                        continue
-                    behind = follower.tail < self.core.next_offset
-                    if not follower.is_live or (behind and follower.tail == follower.stalled_tail):
-                        follower.is_live = False
-                        self.feed(follower)
-                    follower.stalled_tail = follower.tail if behind else -1
-
-    def _stalled_checks(self) -> int:
-        """For how many checks the high watermark has stood still with batches in flight."""
-        mark, checks = self._seen
-        checks = checks + 1 if self.core.in_flight and mark == self.core.high_watermark else 0
-        self._seen = (self.core.high_watermark, checks)
-        return checks
-
-    async def _may_go_on(self) -> bool:
-        """Who is cut off with its clients would keep them waiting for ever while others serve, where they find out about their batches."""
-        try:
-            return await self._is_current(deadline_s=STALL_CHECK_S)
-        except StreamqError:
-            return False
-
-    async def _is_current(self, *, deadline_s: float | None = None) -> bool:
+    async def is_current(self, *, deadline_s: float | None = None) -> bool:
         """Whether the register, by a quorum read begun now, names this epoch as the open one. Raises StreamqError."""
         mine = self.register
         register = await self.node.registers.get_as(PartitionRegister, partition_key(mine.topic, mine.index), deadline_s=deadline_s)
@@ -417,8 +407,9 @@ class Sequencing:
         self.partition.learn(register)
         return register.last.epoch == self.epoch
 
-    def _is_sealed_for_nothing(self) -> bool:
-        """P-14: a takeover sealed the own replica and came to nothing. Without a new batch no store would be rejected, and nobody told."""
-        partition = self.partition
-        is_ending = partition.takeover_under_way is not None or self.core.phase is not self.core.phase.SERVING
-        return not is_ending and partition.replica.accepts_epoch != self.epoch
+    def count_stalled_checks(self) -> int:
+        """To be called by each check: for how many now the high watermark has stood still with batches in flight."""
+        mark, checks = self._seen
+        checks = checks + 1 if self.core.in_flight and mark == self.core.high_watermark else 0
+        self._seen = (self.core.high_watermark, checks)
+        return checks

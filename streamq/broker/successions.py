@@ -5,6 +5,7 @@ from typing import Final
 
 import trio
 
+from streamq.broker.lookout import Lookout
 from streamq.broker.node import Node
 from streamq.broker.partition import Partition
 from streamq.broker.sequencing import Sequencing
@@ -12,7 +13,7 @@ from streamq.broker.takeovers import take_over
 from streamq.log.replica_state import ReplicaState
 from streamq.log.takeover import Phase
 from streamq.model.errors import NotFoundError, StreamqError, UnavailableError
-from streamq.model.ids import PartitionId
+from streamq.model.ids import Member, PartitionId
 from streamq.model.messages import Copied, Copy, TakenOver, TakeOver
 from streamq.model.registers import PartitionRegister, Segment, partition_key
 
@@ -29,8 +30,6 @@ NEW_EPOCH_INTERVAL_S: Final = 2.0
 SEND_HOME_INTERVAL_S: Final = 10.0
 """Between two handoffs of a partition to the broker that it prefers: one that cannot take it yet costs an epoch each time."""
 CHECK_INTERVAL_S: Final = 0.5
-NEWS_INTERVAL_S: Final = 1.0
-"""How often registers are read of which news may have been missed."""
 PATIENCE_FIRST_S: Final = 1.0
 PATIENCE_MAX_S: Final = 30.0
 """Before a takeover from a sequencer that somebody else reaches, though this broker does not."""
@@ -50,6 +49,8 @@ class Successions:
         self._new_epoch_at: dict[PartitionId, float] = {}
         self._patience: dict[PartitionId, tuple[float, float]] = {}
         """How long it was waited last (`_patience_s`), and until when."""
+        self._lookout = Lookout(node, interval_s=CHECK_INTERVAL_S)
+        self._peers_seen: list[tuple[str, bool, Member | None]] = []
 
     # --- being asked
 
@@ -220,12 +221,7 @@ class Successions:
     # --- looking around
 
     async def run(self) -> None:
-        """Until cancelled: epochs without a living sequencer, replicas that are gone, partitions that should go home, news."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_around)
-            nursery.start_soon(self._read_news)
-
-    async def _look_around(self) -> None:
+        """Until cancelled: epochs without a living sequencer, replicas that are gone, partitions that should go home."""
         while True:
             await trio.sleep(CHECK_INTERVAL_S)
             if self.node.state != "serving":
@@ -236,38 +232,19 @@ class Successions:
                     self._alive_since.setdefault(peer.broker, now)
                 else:
                     self._alive_since.pop(peer.broker, None)
-            for partition in list(self.node.partitions.values()):
-                self._look_at(partition, now)
+            peers = [(peer.broker, self.node.peers.is_alive(peer.broker), peer.member) for peer in self.node.peers]
+            if peers != self._peers_seen:
+                self._peers_seen = peers
+                self._lookout.look_at_all()
+            for partition in self._lookout.due():
+                if not self._look_at(partition, now):
+                    self._lookout.keep(partition)
 
-    async def _read_news(self) -> None:
-        """Whoever closed an epoch or deleted a topic says so once, and may die before it does, or may not know itself that it did.
-
-        A replica that takes no stores, and nobody here at work on that, is told to be behind; of the others one is looked up at a time.
-        """
-        turn = 0
-        while True:
-            await trio.sleep(NEWS_INTERVAL_S)
-            partitions = list(self.node.partitions.values())
-            if self.node.state != "serving" or not partitions:
-                continue
-            turn += 1
-            due = [p for p in partitions if self._may_be_behind(p)]
-            for partition in dict.fromkeys((*due, partitions[turn % len(partitions)])):
-                try:
-                    await self.learn(partition)
-                except StreamqError as error:
-                    log.info("news of %s cannot be read yet: %s", partition.name, error)
-                    break
-
-    @staticmethod
-    def _may_be_behind(partition: Partition) -> bool:
-        is_at_work = partition.sequencing is not None or partition.takeover_under_way is not None
-        return partition.replica.accepts_epoch is None and not is_at_work
-
-    def _look_at(self, partition: Partition, now: float) -> None:
+    def _look_at(self, partition: Partition, now: float) -> bool:
+        """Whether there is nothing to be done, as long as neither the partition nor any peer changes."""
         opened = partition.open_segment
         if opened is None:
-            return
+            return True
         sequencing = partition.sequencing
         if sequencing is None:
             if opened.sequencer == self.node.broker:
@@ -276,10 +253,13 @@ class Successions:
                 self.consider(partition, f"its sequencer {opened.sequencer} is down, or back without what it had")
             elif partition.replica.in_limbo(opened.epoch) or opened.member(self.node.broker) not in (None, self.node.me):
                 self._ask_for_new_epoch(partition, opened, now)
+            else:
+                return True
         elif sequencing.wants_new_epoch:
             self._open_new_epoch(partition, opened, now)
         else:
-            self._send_home(partition, opened, now)
+            return self._send_home(partition, sequencing, now)
+        return False
 
     def _may_open(self, partition: Partition, now: float) -> bool:
         if now < self._new_epoch_at.get(partition.id, 0.0):
@@ -319,20 +299,24 @@ class Successions:
 
     # --- handing over
 
-    def _send_home(self, partition: Partition, opened: Segment, now: float) -> None:
-        """Back to the replica that the partition prefers, once it has been up for a while and holds everything (P-21)."""
-        sequencing = partition.sequencing
-        assert sequencing is not None
+    def _send_home(self, partition: Partition, sequencing: Sequencing, now: float) -> bool:
+        """Back to the replica that the partition prefers, once it has been up for a while and holds everything (P-21). As `_look_at`."""
         preferred = sequencing.register.replicas[0]
         since = self._alive_since.get(preferred)
-        if preferred == self.node.broker or since is None or now - since < self.node.config.preferred_return_after_s:
-            return
+        if preferred == self.node.broker or since is None:
+            return True
         follower = sequencing.followers.get(preferred)
-        if follower is None or not follower.is_live or follower.tail < sequencing.core.high_watermark or "handoff" in partition.busy:
-            return
-        if now >= self._home_at.get(partition.id, 0.0) and self._may_open(partition, now):
+        is_whole = follower is not None and follower.is_live and follower.tail >= sequencing.core.high_watermark
+        has_returned = is_whole and now - since >= self.node.config.preferred_return_after_s
+        if (
+            has_returned
+            and "handoff" not in partition.busy
+            and now >= self._home_at.get(partition.id, 0.0)
+            and self._may_open(partition, now)
+        ):
             self._home_at[partition.id] = now + SEND_HOME_INTERVAL_S
             self.node.nursery.start_soon(self._hand_home, partition, preferred)
+        return False
 
     async def _hand_home(self, partition: Partition, preferred: str) -> None:
         """A broker that is still copying what it lost could not sequence (P-34), and each vain handoff costs an epoch."""

@@ -58,6 +58,7 @@ async def take_over(partition: "Partition", epoch: int, why: str) -> Phase:
         return await _Run(partition, epoch, why).run()
     finally:
         partition.takeover_under_way = None
+        partition.node.changed[partition.id] = None
         done.set()
 
 
