@@ -267,7 +267,8 @@ class Peers:
                 if peer.channel is not None:
                     peer.channel.close_if_stalled()
                 if peer.channel is not None:
-                    peer.channel.send(Heartbeat())
+                    peer.channel.gather(Heartbeat())
+                    peer.channel.push()
             await trio.sleep(self._config.heartbeat_interval_s)
 
     async def _watch(self) -> None:
