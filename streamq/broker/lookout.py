@@ -1,7 +1,7 @@
 """Which partitions are worth a look, so that the thousands of which nothing has changed cost nothing.
 
 Whoever checks partitions now and then holds a `Lookout`. It gives those of which something changed since the last check (`Node.changed`)
-and those that were not settled then. What else a check depends on is its owner's to watch, who calls `look_at_all` when that changes. All
+and those that were not settled then. What else a check depends on is its owner's to watch, who calls `keep_all` when that changes. All
 others have their turn within ROUND_S: no rule needs that, but a check that nobody thought to ask for is then late, and not left out.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from streamq.model.ids import PartitionId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from streamq.broker.node import Node
     from streamq.broker.partition import Partition
@@ -36,8 +36,8 @@ class Lookout:
         """Not settled: it is due at the next check again."""
         self._due[partition.id] = None
 
-    def look_at_all(self) -> None:
-        self._due |= dict.fromkeys(self._node.partitions)
+    def keep_all(self, identities: "Iterable[PartitionId]") -> None:
+        self._due |= dict.fromkeys(identities)
 
     def due(self) -> "Sequence[Partition]":
         """Those to look at now. Each counts as settled from now on, unless it is kept or changes."""

@@ -84,7 +84,9 @@ class Node:
         self.dropped: set[PartitionId] = set()
         """Deleted since this start (ids never come again): whoever missed it must not bring them back."""
         self.changed: dict[PartitionId, None] = {}
-        """Of which something changed that somebody who looks after partitions may have to act on; what is one of a kind says so itself."""
+        """Of which something changed that who looks after partitions may have to act on; stores that go as they should change nothing."""
+        self.loaded: dict[PartitionId, None] = {}
+        """To which batches were assigned here since `Stalls` looked last."""
         self.lookouts: list[Lookout] = []
         self.metrics = metrics or BrokerMetrics()
         self.began = trio.current_time()

@@ -95,7 +95,6 @@ class Partition:
         storage = self.node.storage
         if self.is_dropped:
             return  # what comes late must not write anything of it again
-        self.node.changed[self.id] = None
         for effect in effects:
             if isinstance(effect, Persist):
                 states = () if effect.state is None else ((replica_key(self.id), encode(effect.state)),)
@@ -107,6 +106,8 @@ class Partition:
                 assert callable(to)
                 to(effect.message, effect.batches)
             elif isinstance(effect, Advanced):
+                if self.replica.lacks_headers:
+                    self.node.changed[self.id] = None
                 for subscription in self.subscriptions:
                     subscription.wake()
             elif isinstance(effect, Cut):
@@ -118,11 +119,14 @@ class Partition:
 
     def _durable(self, persist: Persist) -> None:
         self.carry_out(self.replica.on_durable(persist))
+        if persist.state is not None or persist.epoch != self.replica.accepts_epoch:
+            self.node.changed[self.id] = None
         if self.stored:
             self.stored.unpark_all()
 
     def _state_changed(self) -> None:
         """Wakes who waits for another epoch, and retires a sequencer whose epoch is over (P-14)."""
+        self.node.changed[self.id] = None
         self.changed.set()
         self.changed = trio.Event()
         if self.replica.state.opened > self.newest_epoch[0]:
@@ -339,8 +343,11 @@ class Partition:
 
     def on_checkpoint(self) -> None:
         """The one that was collected last is durable. What may be forgotten since the one before goes with the next."""
-        if self.tables_of > self.replica.table_kept:
-            self.carry_out(self.replica.on_table_kept(self.tables_of))
+        replica = self.replica
+        if self.tables_of > replica.table_kept:
+            if replica.table_kept < replica.start_offset:
+                self.node.changed[self.id] = None  # P-41: it may count as a holder now
+            self.carry_out(replica.on_table_kept(self.tables_of))
         self.give_back()
 
     def drop(self) -> None:

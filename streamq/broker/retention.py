@@ -22,7 +22,8 @@ from streamq.model.quorum import high_watermark
 from streamq.model.registers import PartitionRegister, partition_key
 
 if TYPE_CHECKING:
-    from streamq.broker.sequencing import Follower, Sequencing
+    from streamq.broker.follower import Follower
+    from streamq.broker.sequencing import Sequencing
 
 __all__ = ["SWEEP_INTERVAL_S", "Trims"]
 

@@ -1,11 +1,11 @@
 """This broker as the sequencer of one open epoch: batches in, stores out, acks back, lagging followers fed from storage."""
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from streamq.broker.follower import Follower
 from streamq.broker.session import Session
 from streamq.log.retention import Retention
 from streamq.log.sequencer import Acked, Assigned, Duplicate, Progress, Refused, Sequencer, Waiting
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamq.broker.peers import Peer
     from streamq.model.messages import Message
 
-__all__ = ["Follower", "Sequencing", "Ticket"]
+__all__ = ["Sequencing", "Ticket"]
 
 log = logging.getLogger(__name__)
 
@@ -47,38 +47,6 @@ class Ticket:
         self.number = number
         self.size = size
         self.arrived_us = arrived_us
-
-
-class Follower:
-    """Another replica of the epoch, looked after by `Stalls`."""
-
-    def __init__(self, member: Member, changed: Callable[[], None]) -> None:
-        self.member = member
-        self._changed = changed
-        self._is_live = False
-        self._is_feeding = False
-        self.tail = 0
-        self.reported = trio.Event()
-        self.stalled_tail = -1
-
-    @property
-    def is_live(self) -> bool:
-        """It is sent each batch as it is assigned; else it is fed from storage, or waited for."""
-        return self._is_live
-
-    @is_live.setter
-    def is_live(self, value: bool) -> None:
-        self._is_live = value
-        self._changed()
-
-    @property
-    def is_feeding(self) -> bool:
-        return self._is_feeding
-
-    @is_feeding.setter
-    def is_feeding(self, value: bool) -> None:
-        self._is_feeding = value
-        self._changed()
 
 
 class Sequencing:
@@ -104,9 +72,8 @@ class Sequencing:
         self._gaps: list[tuple[Session, int, str]] = []
         self._seen = (-1, 0)
         """High watermark at the last check, and for how many checks it has stood there with batches in flight."""
-        self.followers = {m.broker: Follower(m, self._changed) for m in self.segment.replicas if m.broker != self.node.broker}
-        for follower in self.followers.values():
-            follower.tail = self.segment.base
+        others = [member for member in self.segment.replicas if member.broker != self.node.broker]
+        self.followers = {m.broker: Follower(m, tail=self.segment.base, changed=self._changed) for m in others}
 
     def learn(self, register: PartitionRegister) -> None:
         """What followers are told when they come back, and what retention goes by, is the newest that was heard of this epoch."""
@@ -217,6 +184,7 @@ class Sequencing:
             return
         run = StoreRun(partition.id, self.epoch, core.high_watermark, len(batches))
         partition.carry_out(partition.replica.on_store(run, batches, self._own_report))
+        self.node.loaded[partition.id] = None
         if self.is_retired:
             return
         for follower in self.followers.values():

@@ -11,9 +11,10 @@ from typing import Final
 
 import trio
 
+from streamq.broker.follower import Follower
 from streamq.broker.lookout import Lookout
 from streamq.broker.node import Node
-from streamq.broker.sequencing import Follower, Sequencing
+from streamq.broker.sequencing import Sequencing
 from streamq.model.errors import StreamqError
 from streamq.model.limits import IN_FLIGHT_BYTES_MAX
 
@@ -38,6 +39,8 @@ class Stalls:
         """Until cancelled."""
         while True:
             await trio.sleep(STALL_CHECK_S)
+            self._lookout.keep_all(self.node.loaded)
+            self.node.loaded.clear()
             for number, partition in enumerate(self._lookout.due(), 1):
                 sequencing = partition.sequencing
                 if sequencing is not None and not self._look_at(sequencing):

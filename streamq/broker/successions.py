@@ -235,7 +235,7 @@ class Successions:
             peers = [(peer.broker, self.node.peers.is_alive(peer.broker), peer.member) for peer in self.node.peers]
             if peers != self._peers_seen:
                 self._peers_seen = peers
-                self._lookout.look_at_all()
+                self._lookout.keep_all(self.node.partitions)
             for partition in self._lookout.due():
                 if not self._look_at(partition, now):
                     self._lookout.keep(partition)

@@ -223,6 +223,12 @@ class Holding:
             return None
         return span[0], position
 
+    @property
+    def lacks_headers(self) -> bool:
+        """Whether `fold_needed` may name something; after every `Advanced` it costs next to nothing to ask."""
+        epoch, shown = self._shown
+        return self._fold.table.position < shown and self._fold.lacks(epoch)
+
     def table_needed(self) -> bool:
         """Whether headers below the start offset are lacking here, which nobody may have any more: the table of another replica goes on
         from there, see `on_table` (P-41). After `fold_needed` has come to None."""

@@ -52,7 +52,7 @@ def test_what_changed_or_was_kept_is_due_at_the_next_check_of_every_lookout(step
         elif step == "drop":
             node.partitions.pop(identity, None)
         elif step == "all":
-            lookouts[1].look_at_all()
+            lookouts[1].keep_all(node.partitions)
             expected[1] |= set(node.partitions)
         elif step in ("check", "other check"):
             which = int(step == "other check")
