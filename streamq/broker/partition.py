@@ -314,6 +314,7 @@ class Partition:
                 if not self.replica.table_needed():
                     return
                 await fetch_table(self)
+                self.node.changed[self.id] = None
                 continue
             epoch, offset = needed
             try:
@@ -324,6 +325,7 @@ class Partition:
             if not headers:
                 return
             self.replica.on_headers(epoch, headers)
+            self.node.changed[self.id] = None
 
     # --- trimming
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from streamq.broker.lookout import Lookout
 from streamq.broker.node import Node
 from streamq.broker.partition import Partition
 from streamq.log.retention import Retention, new_start, wants_roll
@@ -35,7 +36,7 @@ TRIMS_AT_ONCE: Final = 4
 
 
 class Trims:
-    """One sweep over all partitions of a broker; a task only for a partition of which something goes."""
+    """One sweep over the partitions that keep nothing for ever, and those that changed; a task only for one of which something goes."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -43,13 +44,17 @@ class Trims:
 
     async def run(self) -> None:
         """Until cancelled."""
+        lookout = Lookout(self.node, interval_s=SWEEP_INTERVAL_S)
         while True:
             await trio.sleep(SWEEP_INTERVAL_S * (0.5 + self.node.clock.random()))
             now_ms = self.node.clock.now_ms()
-            for partition in list(self.node.partitions.values()):
+            for partition in lookout.due():
                 partition.give_back()
                 sequencing = partition.sequencing
-                if sequencing is None or sequencing.retention.is_for_ever or "trim" in partition.busy:
+                if sequencing is None or sequencing.retention.is_for_ever:
+                    continue
+                lookout.keep(partition)
+                if "trim" in partition.busy:
                     continue
                 wanted = self._wanted(partition, sequencing.retention, now_ms)
                 if wanted > partition.replica.start_offset:

@@ -80,6 +80,7 @@ class Sequencing:
         if register.last.epoch == self.epoch and register.start_offset >= self.register.start_offset:
             self.register = register
             self.retention = Retention(register.retention_bytes, register.retention_ms)
+            self._changed()
 
     def start(self) -> None:
         """Sends `Open` to every other replica and serves. The own replica has opened the epoch already."""
