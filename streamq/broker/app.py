@@ -183,7 +183,7 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
         node.identity,
         router,
         software=SOFTWARE,
-        heard=node.peers.heard,
+        heard=node.peers.heard_incoming,
         unread=node.peers.unread,
         lost=node.peers.incoming_lost,
         metrics=node.metrics,

@@ -167,6 +167,14 @@ class Peers:
             detector.on_heard(trio.current_time())
             self._dead.pop(broker, None)
 
+    def heard_incoming(self, broker: str) -> None:
+        """A frame came on the connection that it dialled. If it was taken for dead, the own connection to it is older than that silence,
+        and may be stuck: what TCP sends again after a cut may be minutes away, and until then nothing of ours would reach it."""
+        peer = self._peers.get(broker)
+        if peer is not None and peer.channel is not None and broker in self._dead:
+            peer.channel.close(f"{broker} is back after a silence")
+        self.heard(broker)
+
     def unread(self, broker: str) -> None:
         """What it says lies unread here, which is no sign against it; that it cannot be dialled is one."""
         peer = self._peers.get(broker)
