@@ -9,7 +9,7 @@ A broker says something at least every 0.2 s (a `Heartbeat`) to a client that wa
 
 import os
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol, TypeVar
 
 import anyio
@@ -19,6 +19,7 @@ from streamq import __version__
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Address, Timeouts
+from streamq.client.tcp import Buffers, TcpStream
 from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, UnknownOutcomeError, error_of
 from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX
 from streamq.model.messages import CreateTopic, DeleteTopic, Failure, Hello, Message, Rejoin, Stop, Welcome
@@ -101,13 +102,15 @@ class Connection:
         self.listener: Listener | None = None
         self.tickets = 0
         self._stream = stream
+        self._tcp = stream if isinstance(stream, TcpStream) else None
         self._reader = reader
         self._timeouts = timeouts
         self._replies: dict[int, StreamSink] = {}
         self._streams: dict[int, StreamSink] = {}
         self._slots = anyio.Semaphore(REQUESTS_PER_CONNECTION_MAX)
         self._last_request = 1
-        self._outbox: list[bytes] = []
+        self._outbox: list[bytes | memoryview] = []
+        self._is_writing = False
         self._outbox_filled = anyio.Event()
         self._heard = anyio.current_time()
         self._ended = anyio.Event()
@@ -161,11 +164,16 @@ class Connection:
         return Stream(self, request)
 
     def send(self, message: Message, *, request: int = 0, payload: Iterable[bytes] = ()) -> None:
-        """Queues a frame for the writer; the caller bounds how much it queues. Raises UnavailableError on a lost connection."""
+        """Sends a frame as far as the socket takes it at once, and leaves the rest to the writer; the caller bounds how much that has to
+        do. Raises UnavailableError on a lost connection."""
         if self.failure is not None:
             raise UnavailableError(self.failure.message, code="unavailable")
         self._outbox += encode_frame(message, request=request, payload=payload)
-        self._outbox_filled.set()
+        if self._tcp is not None and not self._is_writing:
+            with suppress(OSError):  # full, or broken: the writer finds out which
+                self._outbox = list(self._tcp.send_now(self._outbox))
+        if self._outbox:
+            self._outbox_filled.set()
 
     def close(self, reason: str = "closed") -> None:
         """Ends the connection at once; everything outstanding is told so."""
@@ -231,10 +239,18 @@ class Connection:
                     self._outbox_filled = anyio.Event()
                     await self._outbox_filled.wait()
                 waiting, self._outbox = self._outbox, []
-                for buffer in _joined(waiting):
-                    await self._stream.send(buffer)
+                self._is_writing = True
+                await self._send(waiting)
+                self._is_writing = False
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
             self.close(f"connection lost ({_reason(error)})")
+
+    async def _send(self, buffers: Buffers) -> None:
+        if self._tcp is not None:
+            await self._tcp.send_all(buffers)
+            return
+        for buffer in _joined(buffers):
+            await self._stream.send(buffer)
 
     async def _watch(self) -> None:
         silence = self._timeouts.silence_s
@@ -270,12 +286,12 @@ def _unanswered(message: Message, text: str, *, code: str = "unavailable") -> St
     return UnavailableError(text, code=code)
 
 
-def _joined(buffers: list[bytes]) -> Iterable[bytes]:
+def _joined(buffers: Buffers) -> Iterable[bytes]:
     start, size = 0, 0
     for end, buffer in enumerate(buffers, 1):
         size += len(buffer)
         if size >= SEND_BYTES or end == len(buffers):
-            yield buffers[start] if end == start + 1 else b"".join(buffers[start:end])
+            yield b"".join(buffers[start:end])
             start, size = end, 0
 
 

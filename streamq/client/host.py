@@ -4,10 +4,10 @@ import secrets
 import time
 from typing import Final, Protocol
 
-import anyio
 from anyio.abc import ByteStream
 
 from streamq.client.settings import Address
+from streamq.client.tcp import connect_tcp
 
 __all__ = ["THIS_MACHINE", "Host"]
 
@@ -28,7 +28,7 @@ class Host(Protocol):
 
 class _Machine:
     async def connect(self, address: Address) -> ByteStream:
-        return await anyio.connect_tcp(address.host, address.port)
+        return await connect_tcp(address.host, address.port)
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000

@@ -1,11 +1,8 @@
-"""Counts what goes over a client's connections, without a task or a copy between."""
+"""Counts what goes over a client's connections."""
 
-from typing import Final
-
-from anyio.abc import ByteStream
-
-from streamq.client.host import THIS_MACHINE, Host
+from streamq.client.host import THIS_MACHINE
 from streamq.client.settings import Address
+from streamq.client.tcp import TcpStream, connect_tcp
 
 __all__ = ["CountingHost"]
 
@@ -13,40 +10,27 @@ __all__ = ["CountingHost"]
 class CountingHost:
     """This machine, and the bytes that clients made with it sent and received over all their connections."""
 
-    def __init__(self, host: Host = THIS_MACHINE) -> None:
-        self.sent_bytes = 0
-        self.received_bytes = 0
-        self._host: Final = host
+    def __init__(self) -> None:
+        self._streams: list[TcpStream] = []
 
-    async def connect(self, address: Address) -> ByteStream:
-        return _CountedStream(await self._host.connect(address), self)
+    @property
+    def sent_bytes(self) -> int:
+        return sum(stream.sent_bytes for stream in self._streams)
+
+    @property
+    def received_bytes(self) -> int:
+        return sum(stream.received_bytes for stream in self._streams)
+
+    async def connect(self, address: Address) -> TcpStream:
+        stream = await connect_tcp(address.host, address.port)
+        self._streams.append(stream)
+        return stream
 
     def now_ms(self) -> int:
-        return self._host.now_ms()
+        return THIS_MACHINE.now_ms()
 
     def token(self) -> bytes:
-        return self._host.token()
+        return THIS_MACHINE.token()
 
     def below(self, limit: int) -> int:
-        return self._host.below(limit)
-
-
-class _CountedStream(ByteStream):
-    def __init__(self, stream: ByteStream, count: CountingHost) -> None:
-        self._stream = stream
-        self._count = count
-
-    async def send(self, item: bytes) -> None:
-        self._count.sent_bytes += len(item)
-        await self._stream.send(item)
-
-    async def receive(self, max_bytes: int = 65536) -> bytes:
-        received = await self._stream.receive(max_bytes)
-        self._count.received_bytes += len(received)
-        return received
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        return THIS_MACHINE.below(limit)
