@@ -25,7 +25,10 @@ from streamq.wire.framing import FRAME_PREFIX_BYTES, Frame, FrameReader, encode_
 __all__ = ["CHANNEL_QUEUE_BYTES_MAX", "Channel", "ChannelClosedError"]
 
 CHANNEL_QUEUE_BYTES_MAX: Final = 64 * MiB
-RECEIVE_BYTES: Final = 256 * 1024
+RECEIVE_BYTES: Final = 64 * 1024
+"""Room for more than this is mapped anew by the system for every receive: 12 us, more than all else that a small one takes."""
+RECEIVE_MORE_BYTES: Final = 256 * 1024
+"""After a receive that left something behind."""
 RECEIVE_BYTES_MAX: Final = 1 * MiB
 AWAIT_BYTES_MAX: Final = 512 * 1024
 """Of a large frame so much is waited for, if so much is lacking, before it is looked at again."""
@@ -322,7 +325,7 @@ class Channel:
 
     def _read_some(self) -> bytes:
         """b"" at the end. Raises BlockingIOError when there is nothing, BrokenResourceError when the connection is lost."""
-        size = min(max(self._reader.missing, RECEIVE_BYTES), RECEIVE_BYTES_MAX)
+        size = min(max(self._reader.missing, RECEIVE_MORE_BYTES if self._may_have_more else RECEIVE_BYTES), RECEIVE_BYTES_MAX)
         self._may_have_more = False
         try:
             data = os.read(self._fd, size)
