@@ -101,10 +101,13 @@ class Dispatcher:
     # --- called by the producer ----------------------------------------------------------------------------------------------
 
     def opened(self, lane: Lane) -> None:
-        """The lane has an open batch now, closed at the next turn of the event loop if nothing is under way, else when it lingered."""
+        """The lane has an open batch now, which the caller closes, or has closed with `will_close`."""
         if not self.unsettled:
             self._gap_from = anyio.current_time()
         self.unsettled[lane.outcome] = 0
+
+    def will_close(self, lane: Lane) -> None:
+        """The lane's open batch is closed at the next turn of the event loop if nothing is under way, else when it lingered."""
         if lane.session.is_idle:
             self._ready.append(lane)
             self._timers.wake()

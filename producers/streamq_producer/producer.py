@@ -127,10 +127,14 @@ class Producer:
         Cancelled while it waits for room or for metadata, it has not sent the record; later, the record is on its way and its outcome is
         lost to the caller: to know it, `enqueue` and keep the delivery.
         """
-        delivery = await self.enqueue(topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition)
-        lane = self._lane_of(delivery)
-        if lane is not None and lane.may_close:
+        if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
+            await self._take_turn()
+        known = self._topics.get(topic) or await self._open_topic(topic)
+        lane, delivery = self._put(known, value, key, headers, timestamp, partition)
+        if lane.may_close:
             self._dispatcher.seal(lane)
+        elif len(lane.rows) == 1:
+            self._dispatcher.will_close(lane)
         return await delivery.receipt()
 
     async def enqueue(
@@ -155,9 +159,7 @@ class Producer:
         known = self._topics.get(topic)
         if known is None:
             known = await self._open_topic(topic)
-        if value.__class__ is not bytes:
-            value = as_bytes(value, "value")
-        elif key is None and partition is None and timestamp is None and not headers:
+        if value.__class__ is bytes and key is None and partition is None and timestamp is None and not headers:
             # Nearly every record of a flood: it joins the open batch and does not fill it. The rest below does the same in more steps.
             lane = known.current
             rows = lane.rows
@@ -171,20 +173,9 @@ class Producer:
                     lane.max_timestamp = at
                 rows.append((at - lane.first_timestamp or None, None, value, None))
                 return Delivery(lane.outcome, len(rows) - 1)
-        if key is not None and key.__class__ is not bytes:
-            key = as_bytes(key, "key")
-        headers_bytes = 0
-        own_headers: dict[str, bytes] | None = None
-        if headers:
-            own_headers, headers_bytes = checked_headers(headers)
-        size = record_bytes(key, value, headers_bytes)
-        lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
-        at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
-        delta = self._make_room(lane, size, at)
-        delivery = Delivery(lane.outcome, len(lane.rows))
-        lane.rows.append((delta, key, value, own_headers))
-        if lane.raw_bytes >= self._batch_bytes:
-            self._roll(lane)
+        lane, delivery = self._put(known, value, key, headers, timestamp, partition)
+        if len(lane.rows) == 1:
+            self._dispatcher.will_close(lane)
         return delivery
 
     async def enqueue_many(
@@ -217,6 +208,8 @@ class Producer:
                 await self._take_turn()
             lane = known.lane_of(key, partition)
             delta = self._make_room(lane, len(value) + extra + (len(key) if key else 0), at)
+            if not lane.rows:
+                self._dispatcher.will_close(lane)
             run = runs.get(lane.outcome)
             if run is None or run.end != len(lane.rows):  # another task has put records between
                 run = runs[lane.outcome] = _Run(lane.outcome, len(lane.rows))
@@ -250,6 +243,8 @@ class Producer:
                 await self._take_turn()
             lane = known.lane_of(None, partition)
             delta = self._make_room(lane, len(values[start]) + extra, at)
+            if not lane.rows:
+                self._dispatcher.will_close(lane)
             end, size, room = start + 1, 0, self._batch_bytes - lane.raw_bytes
             while end < total and size < room:
                 size += len(values[end]) + extra
@@ -266,6 +261,34 @@ class Producer:
                 self._roll(lane)
             start = end
         return deliveries
+
+    def _put(
+        self,
+        known: Topic,
+        value: bytes | None,
+        key: bytes | None,
+        headers: Mapping[str, bytes] | None,
+        timestamp: int | None,
+        partition: int | None,
+    ) -> tuple[Lane, Delivery]:
+        """Whoever calls it sees to it that the batch is closed, if the record is its first."""
+        if value.__class__ is not bytes:
+            value = as_bytes(value, "value")
+        if key is not None and key.__class__ is not bytes:
+            key = as_bytes(key, "key")
+        headers_bytes = 0
+        own_headers: dict[str, bytes] | None = None
+        if headers:
+            own_headers, headers_bytes = checked_headers(headers)
+        size = record_bytes(key, value, headers_bytes)
+        lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
+        at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
+        delta = self._make_room(lane, size, at)
+        delivery = Delivery(lane.outcome, len(lane.rows))
+        lane.rows.append((delta, key, value, own_headers))
+        if lane.raw_bytes >= self._batch_bytes:
+            self._roll(lane)
+        return lane, delivery
 
     def _make_room(self, lane: Lane, size: int, at: int) -> int | None:
         """Opens a batch if the record needs one, counts the record, and returns its time as the batch stores it."""
@@ -324,10 +347,6 @@ class Producer:
 
     def _forget_topic(self, name: str) -> None:
         self._topics.pop(name, None)
-
-    def _lane_of(self, delivery: Delivery) -> Lane | None:
-        known = self._topics.get(delivery.batch.topic)
-        return known.lanes[delivery.batch.partition] if known is not None else None
 
     def _check_open(self) -> None:
         if not self._is_open:
