@@ -6,10 +6,10 @@ whatever it triggers is decided without a task switch; what takes longer is star
 """
 
 import os
-import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -20,25 +20,17 @@ from streamq.model.limits import FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX
 from streamq.model.messages import Failure, Message
 from streamq.net.budget import ByteBudget
 from streamq.net.poller import Poller
+from streamq.net.reading import Reading, Taker, socket_of
 from streamq.wire.framing import FRAME_PREFIX_BYTES, Frame, FrameReader, encode_frame
 
 __all__ = ["CHANNEL_QUEUE_BYTES_MAX", "Channel", "ChannelClosedError"]
 
 CHANNEL_QUEUE_BYTES_MAX: Final = 64 * MiB
-RECEIVE_BYTES: Final = 64 * 1024
-"""Room for more than this is mapped anew by the system for every receive: 12 us, more than all else that a small one takes."""
-RECEIVE_MORE_BYTES: Final = 256 * 1024
-"""After a receive that left something behind."""
-RECEIVE_BYTES_MAX: Final = 1 * MiB
-AWAIT_BYTES_MAX: Final = 512 * 1024
-"""Of a large frame so much is waited for, if so much is lacking, before it is looked at again."""
 BUFFERS_PER_WRITE_MAX: Final = 512
 """Half of Linux's limit on the buffers of one `writev`."""
 JOIN_BYTES_MAX: Final = 1 * MiB
 SEND_STALL_S: Final = 20.0
 """A peer that takes nothing for so long is taken for gone."""
-LARGE_FRAME_BYTES: Final = 64 * 1024
-FRAME_STALL_S: Final = 30.0
 assert CHANNEL_QUEUE_BYTES_MAX > 2 * FRAME_PAYLOAD_BYTES_MAX
 
 
@@ -67,8 +59,6 @@ class Channel:
         self.is_closed = False
         self.reason = ""
         self.queued_bytes = 0
-        self.is_paused = False
-        """What the other side sends is not read for now."""
         self._stream = stream
         self._reader = reader or FrameReader()
         self._out: deque[bytes | memoryview] = deque()
@@ -79,12 +69,16 @@ class Channel:
         self._scope: trio.CancelScope | None = None
         self._sending_since: float | None = None
         self._is_writing = False
-        self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
-        self._may_have_more = False
-        self._awaited_bytes = 1
+        self._reading: Reading | None = None
+        self._fd = socket_of(stream)
 
     def __repr__(self) -> str:
         return f"<Channel {self.name}{' closed' if self.is_closed else ''}>"
+
+    @property
+    def is_paused(self) -> bool:
+        """What the other side sends is not read for now."""
+        return self._reading is not None and self._reading.is_paused
 
     def send(self, message: Message, *, request: int = 0, is_answer: bool = False, payload: Iterable[bytes] = ()) -> None:
         """Queues a frame; does nothing on a closed channel, whose owner learns of it from `run`."""
@@ -158,21 +152,18 @@ class Channel:
     ) -> None:
         """Reads and writes until the connection ends or `close` is called. Frames that answer no request of ours go to `deliver`.
 
-        `after_chunk` runs when all frames of one receive are delivered; reading pauses while `gate` returns an event that is not set.
-        With a poller, which has to run, a socket is read by it, and `after_chunk` is left to the end of its pass.
-        With a budget, a large frame is received only when it has room there, and has to arrive in FRAME_STALL_S.
+        `after_chunk`, `gate` and `budget`: see `Taker`; `poller`: see `Reading.run`.
         Raises ProtocolError if the other side breaks the protocol; ends quietly otherwise. Always leaves the channel closed.
         """
+        taker = Taker(partial(self._take, deliver), after_chunk, gate, budget)
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 if self.is_closed:
                     return
+                self._reading = Reading(self._stream, self._reader, taker, name=self.name)
                 nursery.start_soon(self._write)
-                if poller is not None and self._fd >= 0:
-                    await self._read_with(poller, deliver, after_chunk, gate, budget)
-                else:
-                    await self._read(deliver, after_chunk, gate, budget)
+                await self._reading.run(poller)
                 nursery.cancel_scope.cancel()
         except* ProtocolError as errors:
             first = errors.exceptions[0]
@@ -191,6 +182,8 @@ class Channel:
         self.is_closed = True
         self.reason = reason
         self._fd = -1
+        if self._reading is not None:
+            self._reading.stop()
         self._out.clear()
         self.queued_bytes = 0
         self._wake.set()
@@ -205,145 +198,12 @@ class Channel:
         if self._sending_since is not None and trio.current_time() - self._sending_since > SEND_STALL_S:
             self.close(f"{self.name} took nothing for {SEND_STALL_S:g} s")
 
-    async def _read(
-        self,
-        deliver: Callable[[Frame], None],
-        after_chunk: Callable[[], None],
-        gate: Callable[[], trio.Event | None],
-        budget: ByteBudget | None,
-    ) -> None:
-        while not self.is_closed:
-            data = await self._receive()
-            if not data:
-                return
-            self._take(data, deliver, after_chunk)
-            await self._wait_for_room(deliver, after_chunk, gate, budget)
-
-    async def _read_with(
-        self,
-        poller: Poller,
-        deliver: Callable[[Frame], None],
-        after_chunk: Callable[[], None],
-        gate: Callable[[], trio.Event | None],
-        budget: ByteBudget | None,
-    ) -> None:
-        """The poller reads; this task wakes when it is over, or has to wait for room."""
-        fd = self._fd
-        attention = trio.Event()
-        ended: list[BaseException | None] = []
-
-        def read() -> None:
-            if self.is_closed:
-                return
-            try:
-                if gate() is None:
-                    if data := self._read_some():
-                        self._take(data, deliver, _nothing)
-                        if budget is None or self._reader.missing <= LARGE_FRAME_BYTES:
-                            self._await_missing()
-                            return
-                    else:
-                        ended.append(None)
-            except BlockingIOError:
-                return
-            except BaseException as error:  # raised by the task below: here it would end the poller
-                ended.append(error)
-            poller.forget(fd)
-            attention.set()
-
-        try:
-            while not self.is_closed:
-                poller.watch(fd, read)
-                await attention.wait()
-                attention = trio.Event()
-                if ended:
-                    if (error := ended[0]) is not None:
-                        raise error
-                    return
-                await self._wait_for_room(deliver, after_chunk, gate, budget)
-                self._await_missing()
-        finally:
-            poller.forget(fd)
-
-    async def _wait_for_room(
-        self,
-        deliver: Callable[[Frame], None],
-        after_chunk: Callable[[], None],
-        gate: Callable[[], trio.Event | None],
-        budget: ByteBudget | None,
-    ) -> None:
-        if budget is not None and self._reader.missing > LARGE_FRAME_BYTES:
-            held = await budget.acquire(self._reader.missing)
-            try:
-                await self._receive_large(deliver, after_chunk)
-            finally:
-                budget.release(held)
-        while (event := gate()) is not None:
-            self.is_paused = True
-            await event.wait()
-        self.is_paused = False
-
-    def _take(self, data: bytes, deliver: Callable[[Frame], None], after_chunk: Callable[[], None]) -> None:
-        try:
-            for frame in self._reader.feed(data):
-                if not frame.is_answer:
-                    deliver(frame)
-                elif (waiting := self._requests.get(frame.request)) is not None:
-                    waiting.frame = frame
-                    waiting.event.set()
-        finally:
-            after_chunk()
-
-    async def _receive_large(self, deliver: Callable[[Frame], None], after_chunk: Callable[[], None]) -> None:
-        """The rest of one large frame, which holds a share of the budget and so has a deadline."""
-        with trio.move_on_after(FRAME_STALL_S):
-            while self._reader.missing > LARGE_FRAME_BYTES:
-                data = await self._receive()
-                if not data:
-                    return
-                self._take(data, deliver, after_chunk)
-            return
-        raise ProtocolError(f"{self.name} left a frame incomplete for {FRAME_STALL_S:g} s", code="protocol")
-
-    async def _receive(self) -> bytes:
-        """What is there, at least a byte; of a large frame as much as can be had with few wake-ups. b"" at the end.
-
-        On a socket without trio's own stream: that tries in vain before it waits, each time, and wakes for every piece of a large frame.
-        """
-        if self._fd < 0:
-            return bytes(await self._stream.receive_some(RECEIVE_BYTES))
-        self._await_missing()
-        while True:
-            if self._may_have_more:
-                await trio.lowlevel.checkpoint()
-            else:
-                await trio.lowlevel.wait_readable(self._fd)
-            if self.is_closed:
-                return b""
-            with suppress(BlockingIOError):
-                return self._read_some()
-
-    def _read_some(self) -> bytes:
-        """b"" at the end. Raises BlockingIOError when there is nothing, BrokenResourceError when the connection is lost."""
-        size = min(max(self._reader.missing, RECEIVE_MORE_BYTES if self._may_have_more else RECEIVE_BYTES), RECEIVE_BYTES_MAX)
-        self._may_have_more = False
-        try:
-            data = os.read(self._fd, size)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise trio.BrokenResourceError from error
-        self._may_have_more = len(data) == size
-        return data
-
-    def _await_missing(self) -> None:
-        """Sets how much has to be there before the socket is readable; for less the system wakes when its buffer is full, or at the end."""
-        missing = self._reader.missing
-        count = min(missing, AWAIT_BYTES_MAX) if missing > LARGE_FRAME_BYTES else 1
-        if count != self._awaited_bytes:
-            assert isinstance(self._stream, trio.SocketStream)
-            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
-            self._awaited_bytes = count
+    def _take(self, deliver: Callable[[Frame], None], frame: Frame) -> None:
+        if not frame.is_answer:
+            deliver(frame)
+        elif (waiting := self._requests.get(frame.request)) is not None:
+            waiting.frame = frame
+            waiting.event.set()
 
     async def _write(self) -> None:
         while True:
@@ -396,10 +256,6 @@ class Channel:
             await self._stream.send_all(chunk)
             self.queued_bytes = max(0, self.queued_bytes - len(chunk))
             self._drained.set()
-
-
-def _nothing() -> None:
-    """After a chunk of a pass that has a step of its own at its end."""
 
 
 def failure_error(failure: Failure) -> StreamqError:
