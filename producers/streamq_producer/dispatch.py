@@ -160,7 +160,7 @@ class Dispatcher:
             if lane is not None:
                 self._carry_out(lane, lane.session.on_ack(ack, now))
                 if lane.may_close:
-                    self._close_batch(lane)
+                    self.will_close(lane)  # with what those send who were waiting for this ack
         for nack in produced.nacks:
             lane = awaited.pop(nack.ticket, None)
             if lane is not None:

@@ -44,8 +44,8 @@ class Lane:
     """Invariant: `rows` is empty exactly when no batch is open, and then `linger_until` is never."""
 
     __slots__ = (
-        "_settings", "first_timestamp", "index", "linger_until", "max_timestamp", "outcome", "raw_bytes", "rows", "session", "topic",
-        "view", "wakes_at",
+        "_settings", "first_timestamp", "index", "is_shared", "linger_until", "max_timestamp", "outcome", "raw_bytes", "rows", "session",
+        "topic", "view", "wakes_at",
     )  # fmt: skip
 
     def __init__(self, topic: str, index: int, view: PartitionView, session: PartitionSession, settings: ProducerSettings) -> None:
@@ -59,6 +59,8 @@ class Lane:
         self.max_timestamp = 0
         self.linger_until = NEVER
         self.wakes_at = NEVER
+        self.is_shared = False
+        """The last batch had several records: whoever sends now is probably not the only one."""
         self.outcome = BatchOutcome(topic, index)
         self._settings = settings
 
@@ -93,6 +95,7 @@ class Lane:
         )  # fmt: skip
         deadline = self.linger_until - self._settings.linger_s + self._settings.delivery_timeout_s
         entry = Entry(SealedBatch(header, payload, self.outcome, buffered_bytes=self.raw_bytes), records=len(self.rows), deadline=deadline)
+        self.is_shared = len(self.rows) > 1
         self.rows = []
         self.raw_bytes = 0
         self.linger_until = NEVER

@@ -131,7 +131,7 @@ class Producer:
             await self._take_turn()
         known = self._topics.get(topic) or await self._open_topic(topic)
         lane, delivery = self._put(known, value, key, headers, timestamp, partition)
-        if lane.may_close:
+        if lane.may_close and not lane.is_shared:
             self._dispatcher.seal(lane)
         elif len(lane.rows) == 1:
             self._dispatcher.will_close(lane)

@@ -65,6 +65,32 @@ def test_a_lone_send_does_not_linger_and_what_comes_meanwhile_is_batched(backend
 
 
 @both
+def test_tasks_that_send_at_once_share_their_batches_and_a_lone_one_is_still_sent_at_once(backend: str) -> None:
+    tasks_at_once, rounds = 32, 20
+
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            (p,) = cluster.create("t")
+            async with Producer(cluster.bootstrap, linger_s=5.0) as producer:
+
+                async def send(count: int) -> None:
+                    for _ in range(count):
+                        await producer.send("t", b"x")
+
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(tasks_at_once):
+                        tasks.start_soon(send, rounds)
+                # Those that are answered together go on together, and soon all of them: hardly more than a batch a round.
+                assert len(values(p)) == tasks_at_once * rounds
+                assert len(p.log) <= 1.6 * rounds + 2
+                started = anyio.current_time()
+                await send(3)
+                assert anyio.current_time() - started < 1
+
+    run(backend, body)
+
+
+@both
 def test_batches_are_closed_by_size_and_deliveries_know_their_offsets(backend: str) -> None:
     async def body() -> None:
         async with fake_cluster() as cluster:
