@@ -6,6 +6,7 @@ from itertools import count
 from typing import Final, Generic, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 __all__ = ["NEVER", "Sleeper", "Timers"]
 
@@ -58,3 +59,4 @@ class Timers(Generic[S]):
             self._wake = anyio.Event()
             with anyio.move_on_after(self._heap[0][0] - anyio.current_time() if self._heap else None):
                 await self._wake.wait()
+                await anyio.lowlevel.checkpoint()  # whoever was woken together with this task has its say before

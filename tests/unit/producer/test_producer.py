@@ -82,7 +82,7 @@ def test_tasks_that_send_at_once_share_their_batches_and_a_lone_one_is_still_sen
                         tasks.start_soon(send, rounds)
                 # Those that are answered together go on together, and soon all of them: hardly more than a batch a round.
                 assert len(values(p)) == tasks_at_once * rounds
-                assert len(p.log) <= 1.6 * rounds + 2
+                assert len(p.log) <= 1.4 * rounds + 2
                 started = anyio.current_time()
                 await send(3)
                 assert anyio.current_time() - started < 1
