@@ -36,6 +36,7 @@ RECEIVE_MORE_BYTES: Final = 256 << 10
 SEND_BYTES: Final = 1 << 20
 """As much as is joined into one send."""
 WATCHES_PER_SILENCE: Final = 5
+WATCH_PAUSE_MIN_S: Final = 0.001
 REQUEST_IDS: Final = (1 << 32) - 1
 
 T = TypeVar("T", bound=Message)
@@ -262,9 +263,10 @@ class Connection:
         interval = silence / WATCHES_PER_SILENCE
         while True:
             slept_from = anyio.current_time()
-            await anyio.sleep(interval)
+            pause = min(interval, max(WATCH_PAUSE_MIN_S, self._heard + silence - slept_from))
+            await anyio.sleep(pause)
             now = anyio.current_time()
-            is_late = now - slept_from > 2 * interval  # this process stood still; what was sent meanwhile is not read yet
+            is_late = now - slept_from > pause + interval  # this process stood still; what was sent meanwhile is not read yet
             if is_late or not (self._replies or self._streams or self.tickets):
                 self._heard = now
             elif now - self._heard >= silence:

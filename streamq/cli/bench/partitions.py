@@ -14,8 +14,8 @@ from streamq.cli.bench.verbs import budget_of, plan_of
 
 __all__ = ["run"]
 
-QUIET_S: Final = 3.0
-"""After partitions were made, until brokers have nothing more to do with them."""
+QUIET_S: Final = 15.0
+"""After partitions were made: until what was sent to them lies in log files (`flush_interval_s`), and brokers have nothing more to do."""
 NEEDS_OWN: Final = "the CPU time of idle brokers is measured"
 
 

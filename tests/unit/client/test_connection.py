@@ -4,16 +4,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
+import trio
+import trio.testing
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
 from streamq.client.connection import connect, dial
+from streamq.client.host import THIS_MACHINE
 from streamq.client.settings import Address, Timeouts
 from streamq.model.errors import NotFoundError, ProtocolError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.messages import (
     BrokerState,
     BrokerStatus,
     CreateTopic,
+    Heartbeat,
     ListTopics,
     MetadataView,
     ReadTip,
@@ -22,7 +27,7 @@ from streamq.model.messages import (
     Topics,
     Welcome,
 )
-from streamq.wire.framing import encode_frame
+from streamq.wire.framing import PROTOCOL_VERSIONS, encode_frame
 from tests.support.backends import both, run
 from tests.support.fake_cluster import fake_cluster
 
@@ -192,3 +197,54 @@ def test_the_blocks_own_exception_leaves_it_alone_and_unwrapped(backend: str) ->
             assert scope.cancelled_caught
 
     run(backend, body)
+
+
+class LastWords(ByteStream):
+    """A broker that welcomes, says something more at the given times after it was connected to, and then nothing for ever."""
+
+    def __init__(self, at_s: list[float]) -> None:
+        self._at_s = at_s
+        self._begun = anyio.current_time()
+        self._is_welcome_sent = False
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        if not self._is_welcome_sent:
+            self._is_welcome_sent = True
+            await anyio.lowlevel.checkpoint()
+            return b"".join(encode_frame(Welcome(PROTOCOL_VERSIONS[1], (), "test", bytes(16), "b1", bytes(16)), request=1, is_answer=True))
+        if not self._at_s:
+            await anyio.sleep_forever()
+        await anyio.sleep(self._begun + self._at_s.pop(0) - anyio.current_time())
+        return b"".join(encode_frame(Heartbeat()))
+
+    async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class SilentHost:
+    def __init__(self, at_s: list[float]) -> None:
+        self._at_s = at_s
+
+    async def connect(self, address: Address) -> ByteStream:
+        return LastWords(self._at_s)
+
+    now_ms, token, below = THIS_MACHINE.now_ms, THIS_MACHINE.token, THIS_MACHINE.below
+
+
+@pytest.mark.parametrize("last_s", [0.3, 0.31, 0.35, 0.4, 0.43, 0.44])
+async def test_silence_is_noticed_when_it_has_lasted_long_enough_and_not_at_the_next_look(
+    last_s: float, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whatever part of the time between two looks the last word fell into: a producer's gap is as long as this."""
+    begun = trio.current_time()
+    timeouts = Timeouts(silence_s=0.7)
+    connection = await dial(Address("b1", 1), timeouts=timeouts, host=SilentHost([0.2, last_s]))
+    connection.tickets = 1
+    await connection.run()
+    assert connection.failure is not None
+    assert "nothing heard" in connection.failure.message
+    assert trio.current_time() - begun == pytest.approx(last_s + timeouts.silence_s, abs=0.01)
