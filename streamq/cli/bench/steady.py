@@ -24,6 +24,8 @@ TICK_S: Final = 0.005
 GAP_MIN_S: Final = 0.015
 """Shorter times between acks are not kept; reports tell this much where there was no longer one."""
 GAPS_MAX: Final = 100_000
+RECORDS_PER_CALL_MAX: Final = 20_000
+"""Who is behind, because the machine stood still or takes less than was asked for, catches up in steps: acks are looked at between them."""
 
 
 async def steady(plan: Plan, meter: Meter, ready: Ready) -> None:
@@ -73,7 +75,8 @@ class _PartitionLoad:
         self._waiting: deque[tuple[Delivery, float]] = deque()
 
     async def send_until(self, due: int) -> None:
-        """All records below number `due`, as far as one call of the producer takes them."""
+        """Records below number `due`, no more than RECORDS_PER_CALL_MAX: the rest is due the next time."""
+        due = min(due, self.sent + RECORDS_PER_CALL_MAX)
         if due <= self.sent:
             return
         values, count = self._values, len(self._values)
