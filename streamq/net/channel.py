@@ -173,6 +173,7 @@ class Channel:
             self.close(f"{self.name}: connection lost")
         finally:
             self.close(f"{self.name}: connection closed")
+            self._reading = None  # each holds the other, and half a frame would stay until the collector comes
             await trio.aclose_forcefully(self._stream)
 
     def close(self, reason: str) -> None:

@@ -5,6 +5,7 @@ A socket is read without trio's own stream: that tries in vain before it waits, 
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -28,6 +29,7 @@ AWAIT_BYTES_MAX: Final = 512 * 1024
 """Of a large frame so much is waited for, if so much is lacking, before it is looked at again."""
 LARGE_FRAME_BYTES: Final = 64 * 1024
 FRAME_STALL_S: Final = 30.0
+_of_thread = threading.local()
 
 
 class Taker(NamedTuple):
@@ -55,6 +57,7 @@ class Reading:
         self._frames = frames
         self._taker = taker
         self._fd = socket_of(stream)
+        self._room = _room_of_this_thread()
         self._is_stopped = False
         self._may_have_more = False
         self._awaited_bytes = 1
@@ -171,7 +174,11 @@ class Reading:
         size = min(max(self._frames.missing, RECEIVE_MORE_BYTES if self._may_have_more else RECEIVE_BYTES), RECEIVE_BYTES_MAX)
         self._may_have_more = False
         try:
-            data = os.read(self._fd, size)
+            if size > RECEIVE_BYTES:
+                data = os.read(self._fd, size)
+            else:  # not into memory of its own: what is kept of it, half a frame, would leave a hole of that size behind
+                count = os.readv(self._fd, (self._room,))
+                data = bytes(self._room[:count])
         except BlockingIOError:
             raise
         except OSError as error:
@@ -192,6 +199,14 @@ class Reading:
 def socket_of(stream: trio.abc.Stream) -> int:
     """The descriptor of a socket; -1 for a stream that is none."""
     return stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
+
+
+def _room_of_this_thread() -> memoryview:
+    """Where all connections of an event loop receive, one at a time."""
+    if not hasattr(_of_thread, "room"):
+        _of_thread.room = memoryview(bytearray(RECEIVE_BYTES))
+    room: memoryview = _of_thread.room
+    return room
 
 
 def _nothing() -> None:

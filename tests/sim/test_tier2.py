@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TRACED = [3, 28]
-SAMPLE = (7, 8, 28, 40, 47, 57, 58, 70)
+SAMPLE = (7, 8, 28, 40, 47, 57, 58, 70, 101, 122)
 """Between them they meet everything that has to happen, all of it at least twice: a change moves what seeds mean."""
 TRACE = "import sys; from tests.sim.tier2.run import Run; print(Run(int(sys.argv[1])).trace())"
 
