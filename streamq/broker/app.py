@@ -113,6 +113,7 @@ def load_partitions(node: Node) -> None:
         partition.carry_out(partition.replica.on_restart())
         if not storage.was_stopped_cleanly:  # P-37
             partition.carry_out(partition.replica.enter_limbo_of(partition.replica.memory_epochs()))
+        partition.give_back()
 
     def tables() -> Sequence[tuple[str, bytes]]:
         return [(table_key(p.id), p.encoded_table()) for p in node.partitions.values() if p.replica.table.position]

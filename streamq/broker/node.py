@@ -97,6 +97,8 @@ class Node:
         self.has_forgotten = False
         """P-29: in limbo for every partition that is not known here, until the registers were read."""
         self.tables = TablesGiven()
+        self.restoring = trio.Lock()
+        """Held by whoever keeps a whole damaged range in memory: up to one log file."""
         self.in_flight_bytes = 0
         self._room = trio.Event()
         # Ordered, as sets of objects are not: the same run, made again, does the same in the same order.

@@ -253,9 +253,25 @@ class Partition:
         others = [broker for broker in names if broker != self.node.broker]
         return sorted(others, key=lambda broker: not self.node.peers.is_alive(broker))
 
+    async def find_time(self, epoch: int, timestamp_ms: int) -> int | None:
+        """As `Storage.find_time`; damaged ranges are copied again from other replicas first (P-30)."""
+        for _ in range(REPAIRS_PER_READ_MAX):
+            try:
+                return await self.node.storage.find_time(self.id, epoch, timestamp_ms)
+            except DamagedRangeError as damage:
+                await self._mend(damage)
+        raise CorruptDataError(f"{self.name} has too many damaged ranges before time {timestamp_ms}", code="data_damaged")
+
     async def _mend(self, damage: DamagedRangeError) -> None:
         """Of a damaged range that a read has met; raises the damage when no other replica can give it."""
-        damaged = DamagedRange(damage.epoch, damage.base, damage.end)
+        start = self.replica.start_offset
+        if damage.end <= start:  # P-41: nobody misses it but the table, and others have theirs; storage steps over it from now on
+            if self.replica.table.position < start:
+                await fetch_table(self)
+                self.node.changed[self.id] = None
+            self.give_back()
+            return
+        damaged = DamagedRange(damage.epoch, max(damage.base, start), damage.end)
         if damaged not in self.replica.state.damaged:
             log.warning("%s: %s", self.name, damage)
             self.node.metrics.damaged_ranges += 1
@@ -285,21 +301,32 @@ class Partition:
             done.set()
 
     async def _restore(self, damage: DamagedRange, failure: CorruptDataError) -> None:
-        offset = damage.base
+        storage, offset = self.node.storage, damage.base
+        if 0 < offset <= self.replica.start_offset:
+            # P-41: what lies before it in its file may be gone as well, and nobody has that: the range has to be there as a whole.
+            async with self.node.restoring:
+                end = next((file.end for file in storage.files(self.id) if file.base <= offset < file.end), damage.end)
+                whole: list[Batch] = []
+                while offset < min(end, damage.end):
+                    whole += await self._copies(damage, offset, failure)
+                    offset = whole[-1].end
+                await storage.restore(self.id, damage.epoch, whole)
         while offset < damage.end:
-            batches: list[Batch] = []
-            for source in self.holders(damage.epoch):
-                try:
-                    batches = await self.fetch(source, damage.epoch, offset, damage.end)
-                except StreamqError as error:
-                    log.info("%s: %s cannot give offset %d: %s", self.name, source, offset, error)
-                if batches and batches[0].base <= offset < batches[0].end:
-                    break  # a range that begins at the start offset may begin inside a batch (P-41)
-                batches = []
-            if not batches:
-                raise failure
-            await self.node.storage.restore(self.id, damage.epoch, batches)
+            batches = await self._copies(damage, offset, failure)
+            await storage.restore(self.id, damage.epoch, batches)
             offset = batches[-1].end
+
+    async def _copies(self, damage: DamagedRange, offset: int, failure: CorruptDataError) -> list[Batch]:
+        """Some batches of the range, from another replica, from the one that contains `offset` on."""
+        for source in self.holders(damage.epoch):
+            try:
+                batches = await self.fetch(source, damage.epoch, offset, damage.end)
+            except StreamqError as error:
+                log.info("%s: %s cannot give offset %d: %s", self.name, source, offset, error)
+                continue
+            if batches and batches[0].base <= offset < batches[0].end:
+                return batches  # a range that begins at the start offset may begin inside a batch (P-41)
+        raise failure
 
     # --- idempotence
 

@@ -153,7 +153,7 @@ class Requests:
         replica = partition.replica
         _, tip = replica.high_watermark
         for segment in replica.state.chain:
-            found = await self.node.storage.find_time(partition.id, segment.epoch, message.timestamp_ms)
+            found = await partition.find_time(segment.epoch, message.timestamp_ms)
             if found is not None:
                 return OffsetFound(max(min(found, tip), replica.start_offset))
             # What this replica lacks may be what is asked for: never answer with what comes after it.

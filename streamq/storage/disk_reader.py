@@ -101,7 +101,7 @@ class DiskReader:
             if run is not None and copies:
                 try:
                     # A restore that was begun is finished, also when it is cancelled: half of it would be damage again.
-                    await self._workers.run(partial(self._restore_file, run.partition, run.epoch, file, copies), limiter=self._limiter)
+                    await self._workers.run(partial(self._restore_file, run, file, copies), limiter=self._limiter)
                 except FileNotFoundError:
                     if any(each.name == file.name for each in run.files):
                         raise  # else it was trimmed meanwhile
@@ -115,7 +115,7 @@ class DiskReader:
             file = LogFile(file.name, file.base, run.tail, file.size, file.max_time)  # cut, and not shortened yet
         began_us = self._ops.now_us()
         try:
-            return await self._workers.run(partial(self._read_file, run.partition, run.epoch, file, read), limiter=self._limiter)
+            return await self._workers.run(partial(self._read_file, run, file, read), limiter=self._limiter)
         except DamagedRangeError:
             if run.files is not files or self._runs.get(run.partition, run.epoch) is not run:
                 return None
@@ -123,8 +123,8 @@ class DiskReader:
         finally:
             self._metrics.log_read_seconds.record(self._ops.now_us() - began_us)
 
-    def _read_file(self, partition: PartitionId, epoch: int, file: LogFile, read: Callable[[LogSource], T]) -> T:
-        source = self._source(partition, epoch, file)
+    def _read_file(self, run: DiskRun, file: LogFile, read: Callable[[LogSource], T]) -> T:
+        source = self._source(run, file)
         try:
             result = read(source)
         except OSError as error:
@@ -136,13 +136,14 @@ class DiskReader:
             save_index(self._ops, source.path, index, incarnation=self._incarnation)
         return result
 
-    def _restore_file(self, partition: PartitionId, epoch: int, file: LogFile, copies: Sequence[Batch]) -> None:
-        restore(self._source(partition, epoch, file), copies)
+    def _restore_file(self, run: DiskRun, file: LogFile, copies: Sequence[Batch]) -> None:
+        restore(self._source(run, file), copies)
 
-    def _source(self, partition: PartitionId, epoch: int, file: LogFile) -> LogSource:
+    def _source(self, run: DiskRun, file: LogFile) -> LogSource:
         return open_source(
-            self._ops, self._directory, self._indexes, incarnation=self._incarnation, partition=partition, epoch=epoch, file=file
-        )
+            self._ops, self._directory, self._indexes, incarnation=self._incarnation, partition=run.partition, epoch=run.epoch, file=file,
+            start=run.start,
+        )  # fmt: skip
 
 
 def _find_time(source: LogSource, timestamp_ms: int) -> tuple[int | None]:

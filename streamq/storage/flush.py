@@ -177,7 +177,7 @@ class Flusher:
             last = files.pop()
             source = open_source(
                 self._ops, self._directory, self._indexes, incarnation=self._incarnation,
-                partition=flush.run.partition, epoch=flush.run.epoch, file=last,
+                partition=flush.run.partition, epoch=flush.run.epoch, file=last, start=flush.run.start,
             )  # fmt: skip
             try:
                 size = find_offset(source, flush.flushed)
@@ -237,12 +237,20 @@ def _row(flushed: FlushedRun) -> RunRow:
 
 
 def open_source(
-    ops: FileOps, directory: Path, indexes: IndexCache, *, incarnation: Incarnation, partition: PartitionId, epoch: int, file: LogFile
+    ops: FileOps,
+    directory: Path,
+    indexes: IndexCache,
+    *,
+    incarnation: Incarnation,
+    partition: PartitionId,
+    epoch: int,
+    file: LogFile,
+    start: int,
 ) -> LogSource:
-    """A file to read, with its index from the cache or its sidecar."""
+    """A file to read, of which nothing below `start` is wanted, with its index from the cache or its sidecar."""
     path = log_path(directory, partition, file.name)
     end = Anchor(file.end, file.size)
     index = indexes.get(
         path, lambda: load_index(ops, path, incarnation=incarnation, base=file.base, end=end, first_position=LOG_HEADER_BYTES)
     )
-    return LogSource(path, incarnation, partition, epoch, file, index, ops)
+    return LogSource(path, incarnation, partition, epoch, file, index, ops, start)

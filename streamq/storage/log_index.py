@@ -42,7 +42,7 @@ class Anchor(NamedTuple):
 
 
 class FileIndex:
-    """Entries are only added, in order, so a reader in another thread sees a prefix at worst. Covers the file up to `covered`."""
+    """Covers the file up to `covered`. Used by several threads."""
 
     def __init__(self, base: int, first_position: int) -> None:
         self._first = Anchor(base, first_position)
@@ -84,8 +84,8 @@ class FileIndex:
 
     def anchors(self) -> list[Anchor]:
         """All that it knows, `covered` last."""
-        count = len(self)
-        return [*map(Anchor, self._offsets[:count], self._positions[:count]), self._covered]
+        with self._lock:
+            return [*map(Anchor, self._offsets, self._positions), self._covered]
 
     def note(self, header: BatchHeader, position: int) -> None:
         """This batch begins at `position`. Only what continues the index is taken up."""
@@ -102,6 +102,15 @@ class FileIndex:
                 self._covered_time = header.max_timestamp
             self._covered = Anchor(header.end, position + BATCH_HEADER_BYTES + header.payload_bytes)
 
+    def begin_at(self, anchor: Anchor) -> None:
+        """What lies below is unreadable, and nobody wants it: nothing leads there any more, and what is asked for below is found here."""
+        with self._lock:
+            above = bisect_right(self._offsets, anchor.offset)
+            self._offsets = array("q", [anchor.offset]) + self._offsets[above:]
+            self._positions = array("q", [anchor.position]) + self._positions[above:]
+            self._times_before = array("q", [-1]) + self._times_before[above:]
+            self._covered = max(self._covered, anchor)
+
     def hint(self, offset: int, position: int) -> None:
         """A batch was read that ends there: whoever reads on begins there."""
         with self._lock:
@@ -112,21 +121,22 @@ class FileIndex:
 
     def before(self, offset: int) -> Anchor:
         """The nearest known beginning of a batch at or before `offset`."""
-        hinted = self._hints.get(offset)
-        if hinted is not None:
-            return Anchor(offset, hinted)
-        covered = self._covered
-        if offset >= covered.offset:
-            return covered
-        index = max(0, bisect_right(self._offsets, offset, 0, len(self)) - 1)
-        return Anchor(self._offsets[index], self._positions[index])
+        with self._lock:
+            hinted = self._hints.get(offset)
+            if hinted is not None:
+                return Anchor(offset, hinted)
+            if offset >= self._covered.offset:
+                return self._covered
+            index = max(0, bisect_right(self._offsets, offset) - 1)
+            return Anchor(self._offsets[index], self._positions[index])
 
     def before_time(self, timestamp_ms: int) -> Anchor:
         """A beginning of a batch before which every record is older than `timestamp_ms`, as late as is known."""
-        if self._covered_time < timestamp_ms:
-            return self._covered
-        index = max(0, bisect_left(self._times_before, timestamp_ms, 0, len(self)) - 1)
-        return Anchor(self._offsets[index], self._positions[index])
+        with self._lock:
+            if self._covered_time < timestamp_ms:
+                return self._covered
+            index = max(0, bisect_left(self._times_before, timestamp_ms) - 1)
+            return Anchor(self._offsets[index], self._positions[index])
 
 
 def encode_index(index: FileIndex, *, incarnation: Incarnation, file: str) -> bytes:

@@ -4,6 +4,10 @@ Reading walks from batch to batch: from the nearest entry of the file's index, e
 epoch and the offset where it has to begin (P-28). The first that is not good ends the walk with `DamagedRangeError`, which names the
 offsets and bytes up to the next batch that is whole in its place. What lies behind damage is served only where the index leads there, never
 because it looks like a batch: a payload may hold anything, even headers.
+
+What lies below the start offset nobody wants, and nobody else may have it any more to mend it (P-41): a walk that meets damage there goes
+on behind it, at the next entry of the index, or where an unbroken chain of headers begins that leads to exactly such an entry or to exactly
+the end of the file.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +32,6 @@ __all__ = [
     "find_offset",
     "find_time",
     "header_in_place",
-    "next_good",
     "read_batches",
     "read_headers",
     "restore",
@@ -49,6 +52,8 @@ class LogSource(msgspec.Struct, frozen=True):
     row: LogFile
     index: FileIndex
     ops: FileOps
+    start: int = 0
+    """Nothing below this offset is wanted."""
 
     def damaged(self, *, base: int, end: int, first_byte: int, last_byte: int) -> DamagedRangeError:
         return DamagedRangeError(
@@ -84,12 +89,24 @@ class Place(NamedTuple):
 # --- walking -------------------------------------------------------------------------------------------------------------------
 
 
-def walk(source: LogSource, fd: int, anchor: Anchor) -> Iterator[Place]:
+def walk(source: LogSource, fd: int, anchor: Anchor, *, wanted: int = 0) -> Iterator[Place]:
     """The batches from the anchor on to the end of what the file holds; headers only. Adds to the index as it goes.
 
-    Raises DamagedRangeError at the first header that is not the one that has to be there.
+    Raises DamagedRangeError at the first header that is not the one that has to be there, unless what it makes unreadable ends at or below
+    `wanted`: that is left out.
     """
-    row, index = source.row, source.index
+    while anchor.offset < source.row.end:
+        for place in _chain(source, fd, anchor):
+            source.index.note(place.header, place.position)
+            yield place
+            anchor = Anchor(place.header.end, place.end_position)
+        if anchor.offset < source.row.end:
+            anchor = _behind_damage(source, fd, anchor, wanted)
+
+
+def _chain(source: LogSource, fd: int, anchor: Anchor) -> Iterator[Place]:
+    """The batches from the anchor on, as far as each header is the one that has to be there."""
+    row = source.row
     offset, position = anchor
     chunk, chunk_at, chunk_bytes = b"", 0, CHUNK_BYTES_MIN
     while offset < row.end:
@@ -101,8 +118,7 @@ def walk(source: LogSource, fd: int, anchor: Anchor) -> Iterator[Place]:
         head = chunk[at : at + BATCH_HEADER_BYTES]
         header = header_in_place(source, head, position=position, offset=offset)
         if header is None:
-            raise _damage_from(source, fd, position=position, offset=offset)
-        index.note(header, position)
+            return
         yield Place(position, header, head)
         position += BATCH_HEADER_BYTES + header.payload_bytes
         offset = header.end
@@ -121,16 +137,35 @@ def header_in_place(source: LogSource, head: bytes, *, position: int, offset: in
     return header
 
 
-def _damage_from(source: LogSource, fd: int, *, position: int, offset: int) -> DamagedRangeError:
-    """What a bad header at `position` has made unreadable."""
-    good = next_good(source, fd, position=position, offset=offset)
-    if good is None:
-        return source.damaged(base=offset, end=source.row.end, first_byte=position, last_byte=source.row.size - 1)
-    return source.damaged(base=offset, end=good.offset, first_byte=position, last_byte=good.position - 1)
+def _behind_damage(source: LogSource, fd: int, bad: Anchor, wanted: int) -> Anchor:
+    """Where reading goes on if the header at `bad` is not the one that has to be there. Raises DamagedRangeError if anything is missed."""
+    end = Anchor(source.row.end, source.row.size)
+    begins = _good_behind(source, fd, position=bad.position, offset=bad.offset)
+    if bad.offset >= wanted:
+        good = next(begins, end)
+    else:
+        known = [anchor for anchor in (*source.index.anchors(), end) if anchor.offset > bad.offset]
+        left_out = [anchor for anchor in known if anchor.offset <= wanted]
+        if left_out:
+            return left_out[-1]
+        good = next((anchor for anchor in begins if _leads_to(source, fd, anchor, known[0])), known[0])
+        if good.offset <= wanted:
+            source.index.begin_at(good)
+            return good
+    base = max(bad.offset, wanted)
+    raise source.damaged(base=base, end=good.offset, first_byte=bad.position, last_byte=good.position - 1)
 
 
-def next_good(source: LogSource, fd: int, *, position: int, offset: int) -> Anchor | None:
-    """The next header of this run behind a bad one, if its batch ends the file or is followed by another one of this run."""
+def _leads_to(source: LogSource, fd: int, anchor: Anchor, to: Anchor) -> bool:
+    for place in _chain(source, fd, anchor):
+        anchor = Anchor(place.header.end, place.end_position)
+        if anchor.offset >= to.offset:
+            break
+    return anchor == to
+
+
+def _good_behind(source: LogSource, fd: int, *, position: int, offset: int) -> Iterator[Anchor]:
+    """Headers of this run behind a bad one whose batch ends the file or is followed by another one of this run."""
     at, size = position + 1, source.row.size
     while at < size:
         chunk = source.ops.pread(fd, min(CHUNK_BYTES_MAX, size - at), at)
@@ -138,12 +173,11 @@ def next_good(source: LogSource, fd: int, *, position: int, offset: int) -> Anch
         while found >= 0:
             header = _plausible(source, fd, position=at + found, offset=offset)
             if header is not None:
-                return Anchor(header.base, at + found)
+                yield Anchor(header.base, at + found)
             found = chunk.find(BATCH_MAGIC, found + 1)
         if len(chunk) < len(BATCH_MAGIC):
             break
         at += len(chunk) - len(BATCH_MAGIC) + 1
-    return None
 
 
 def _plausible(source: LogSource, fd: int, *, position: int, offset: int) -> BatchHeader | None:
@@ -162,7 +196,7 @@ def _plausible(source: LogSource, fd: int, *, position: int, offset: int) -> Bat
     return header if header_in_place(source, following, position=behind, offset=header.end) is not None else None
 
 
-def _walk_from(source: LogSource, fd: int, anchor_in: Callable[[FileIndex], Anchor]) -> Iterator[Place]:
+def _walk_from(source: LogSource, fd: int, anchor_in: Callable[[FileIndex], Anchor], *, wanted: int) -> Iterator[Place]:
     """A walk from an anchor of the index. An index from a sidecar that leads to no batch is built anew, once (pitfall 47)."""
     anchor = anchor_in(source.index)
     if source.index.is_from_disk and not _leads_to_a_batch(source, fd, anchor):
@@ -170,7 +204,20 @@ def _walk_from(source: LogSource, fd: int, anchor_in: Callable[[FileIndex], Anch
         anchor = anchor_in(source.index)
     if anchor.position == LOG_HEADER_BYTES:
         _check_file_header(source, fd)
-    return walk(source, fd, anchor)
+    return walk(source, fd, anchor, wanted=min(wanted, source.start))
+
+
+def _walk_to(source: LogSource, fd: int, offset: int) -> Iterator[Place]:
+    """The batches from the one that contains `offset` on."""
+    is_there = False
+    for place in _walk_from(source, fd, lambda index: index.before(offset), wanted=offset):
+        position, header, _ = place
+        if header.end <= offset:
+            continue
+        if header.base > offset and not is_there:  # the index begins behind damage that somebody wants after all
+            raise source.damaged(base=offset, end=header.base, first_byte=LOG_HEADER_BYTES, last_byte=position - 1)
+        is_there = True
+        yield place
 
 
 def _leads_to_a_batch(source: LogSource, fd: int, anchor: Anchor) -> bool:
@@ -215,10 +262,8 @@ def read_batches(source: LogSource, offset: int, *, max_bytes: int) -> list[Batc
     batches: list[Batch] = []
     try:
         size, chunk, chunk_at = 0, b"", 0
-        for place in _walk_from(source, fd, lambda index: index.before(offset)):
+        for place in _walk_to(source, fd, offset):
             position, header, head = place
-            if header.end <= offset:
-                continue
             size += header.size
             if batches and size > max_bytes:
                 break
@@ -244,12 +289,11 @@ def read_headers(source: LogSource, offset: int, *, max_batches: int) -> list[Ba
     fd = _open(source)
     headers: list[BatchHeader] = []
     try:
-        for place in _walk_from(source, fd, lambda index: index.before(offset)):
-            if place.header.end > offset:
-                headers.append(place.header)
-                source.index.hint(place.header.end, place.end_position)
-                if len(headers) >= max_batches:
-                    break
+        for place in _walk_to(source, fd, offset):
+            headers.append(place.header)
+            source.index.hint(place.header.end, place.end_position)
+            if len(headers) >= max_batches:
+                break
     except DamagedRangeError:
         if not headers:
             raise
@@ -267,9 +311,14 @@ def find_offset(source: LogSource, offset: int) -> int:
         return LOG_HEADER_BYTES
     if offset == source.row.end:
         return source.row.size
+    first = source.index.before(offset - 1)
+    if first.offset == offset:
+        return first.position  # everything before it is unreadable, and unwanted
     fd = _open(source)
     try:
-        for place in _walk_from(source, fd, lambda index: index.before(offset - 1)):
+        for place in _walk_from(source, fd, lambda index: index.before(offset - 1), wanted=offset):
+            if place.header.base == offset:
+                return place.position
             if place.header.end == offset:
                 return place.end_position
             if place.header.end > offset:
@@ -285,7 +334,7 @@ def find_time(source: LogSource, timestamp_ms: int) -> int | None:
         return None
     fd = _open(source)
     try:
-        for place in _walk_from(source, fd, lambda index: index.before_time(timestamp_ms)):
+        for place in _walk_from(source, fd, lambda index: index.before_time(timestamp_ms), wanted=source.start):
             if place.header.max_timestamp >= timestamp_ms:
                 return place.header.base
     finally:
@@ -297,14 +346,17 @@ def find_time(source: LogSource, timestamp_ms: int) -> int | None:
 
 
 def restore(source: LogSource, batches: Sequence[Batch]) -> None:
-    """Writes good copies where these batches have to lie, durably. Refuses, with CorruptDataError, what would not fit there exactly."""
+    """Writes good copies where these batches have to lie, durably. Refuses, with CorruptDataError, what would not fit there exactly.
+
+    What lies before a damaged range that begins at the start offset may be unreadable too (P-41): then it is needed as a whole.
+    """
     row = source.row
     if not source.ops.exists(source.path):
         source.ops.make_directory(source.path.parent)
         source.ops.close(source.ops.open(source.path, create=True))
         for directory in (source.path.parent, source.path.parent.parent, source.path.parent.parent.parent):
             source.ops.sync_directory(directory)
-    position = find_offset(source, batches[0].base)
+    position = _place_of(source, batches)
     end = position + sum(batch.size for batch in batches)
     fd = source.ops.open(source.path)
     try:
@@ -319,3 +371,15 @@ def restore(source: LogSource, batches: Sequence[Batch]) -> None:
         source.ops.fdatasync(fd)
     finally:
         source.ops.close(fd)
+
+
+def _place_of(source: LogSource, batches: Sequence[Batch]) -> int:
+    """Where the first one begins, if need be counted back from the end of the damaged range."""
+    try:
+        return find_offset(source, batches[0].base)
+    except DamagedRangeError as damage:
+        within = [batch for batch in batches if batch.end <= damage.end]
+        position = damage.last_byte + 1 - sum(batch.size for batch in within)
+        if not within or within[-1].end != damage.end or position < damage.first_byte:
+            raise
+        return position

@@ -17,9 +17,11 @@ from streamq.wire.framing import Frame
 from streamq.wire.records import pack_rows, unpack_rows
 
 
-def make_batch(partition: bytes, values: list[bytes], *, producer: bytes = NO_PRODUCER, sequence: int = 0, epoch: int = 0) -> Batch:
+def make_batch(
+    partition: bytes, values: list[bytes], *, producer: bytes = NO_PRODUCER, sequence: int = 0, epoch: int = 0, time: int = 1_000
+) -> Batch:
     raw = pack_rows([(None, None, value, None) for value in values])
-    header = BatchHeader(partition, len(values), 0, len(raw), 0, producer, epoch, sequence, 1_000, 1_000, 0, 0, 0, compression=0)
+    header = BatchHeader(partition, len(values), 0, len(raw), 0, producer, epoch, sequence, time, time, 0, 0, 0, compression=0)
     return encode_batch(header, raw)
 
 

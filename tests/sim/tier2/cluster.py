@@ -168,13 +168,14 @@ class SimulatedCluster:
         return self.lack(topic, partitions, up=list(self.brokers))
 
     async def stored(self, broker: Broker, register: PartitionRegister, high_watermark: int) -> list[StoredBatch]:
-        """What lies there of each closed segment, and of the open one below the high watermark, read from its storage."""
+        """What lies there of each closed segment, and of the open one below the high watermark, from the start offset on, as its storage
+        gives it: rot below is nobody's concern (P-41)."""
         found: list[StoredBatch] = []
         for segment in register.chain:
             if segment.member(broker.name) is None:
                 continue
             end = high_watermark if segment.end is None else segment.end
-            offset = segment.base
+            offset = max(segment.base, register.start_offset)
             while (run := broker.storage.runs(register.id).get(segment.epoch)) is not None and offset < min(end, run.tail):
                 offset = max(offset, run.base)
                 batches = await broker.storage.read(register.id, segment.epoch, offset, max_bytes=READ_BYTES)
