@@ -302,14 +302,16 @@ class Partition:
 
     async def _restore(self, damage: DamagedRange, failure: CorruptDataError) -> None:
         storage, offset = self.node.storage, damage.base
-        if 0 < offset <= self.replica.start_offset:
+        file = next((file for file in storage.files(self.id) if file.epoch == damage.epoch and file.base <= offset < file.end), None)
+        if file is not None and file.base < offset <= self.replica.start_offset:
             # P-41: what lies before it in its file may be gone as well, and nobody has that: the range has to be there as a whole.
             async with self.node.restoring:
-                end = next((file.end for file in storage.files(self.id) if file.base <= offset < file.end), damage.end)
                 whole: list[Batch] = []
-                while offset < min(end, damage.end):
+                while offset < min(file.end, damage.end):
                     whole += await self._copies(damage, offset, failure)
                     offset = whole[-1].end
+                    if sum(batch.size for batch in whole) > file.size:
+                        raise failure  # whatever these are, they were never in this file
                 await storage.restore(self.id, damage.epoch, whole)
         while offset < damage.end:
             batches = await self._copies(damage, offset, failure)

@@ -140,10 +140,7 @@ class DiskReader:
         restore(self._source(run, file), copies)
 
     def _source(self, run: DiskRun, file: LogFile) -> LogSource:
-        return open_source(
-            self._ops, self._directory, self._indexes, incarnation=self._incarnation, partition=run.partition, epoch=run.epoch, file=file,
-            start=run.start,
-        )  # fmt: skip
+        return open_source(self._ops, self._directory, self._indexes, incarnation=self._incarnation, run=run, file=file)
 
 
 def _find_time(source: LogSource, timestamp_ms: int) -> tuple[int | None]:

@@ -19,7 +19,7 @@ from streamq.model.errors import CorruptDataError
 from streamq.model.ids import Incarnation, PartitionId
 from streamq.storage.appender import Piece
 from streamq.storage.checkpoint import COPIES, Checkpoint, RunRow, encode_checkpoint, load_copy, save_copy
-from streamq.storage.disk_runs import FlushedRun, RunFlush, Snapshot
+from streamq.storage.disk_runs import DiskRun, FlushedRun, RunFlush, Snapshot
 from streamq.storage.file_ops import FileOps
 from streamq.storage.interface import StorageFailedError
 from streamq.storage.journal import DISK_FULL, Journal
@@ -175,10 +175,7 @@ class Flusher:
         files = [file for file in flush.files if file.base < flush.flushed]
         if files and files[-1].end > flush.flushed:
             last = files.pop()
-            source = open_source(
-                self._ops, self._directory, self._indexes, incarnation=self._incarnation,
-                partition=flush.run.partition, epoch=flush.run.epoch, file=last, start=flush.run.start,
-            )  # fmt: skip
+            source = open_source(self._ops, self._directory, self._indexes, incarnation=self._incarnation, run=flush.run, file=last)
             try:
                 size = find_offset(source, flush.flushed)
             except CorruptDataError:
@@ -236,21 +233,11 @@ def _row(flushed: FlushedRun) -> RunRow:
     return RunRow(flush.run.partition, flush.run.epoch, flush.base, flush.tail, flushed.files)
 
 
-def open_source(
-    ops: FileOps,
-    directory: Path,
-    indexes: IndexCache,
-    *,
-    incarnation: Incarnation,
-    partition: PartitionId,
-    epoch: int,
-    file: LogFile,
-    start: int,
-) -> LogSource:
-    """A file to read, of which nothing below `start` is wanted, with its index from the cache or its sidecar."""
-    path = log_path(directory, partition, file.name)
+def open_source(ops: FileOps, directory: Path, indexes: IndexCache, *, incarnation: Incarnation, run: DiskRun, file: LogFile) -> LogSource:
+    """A file of the run to read, with its index from the cache or its sidecar."""
+    path = log_path(directory, run.partition, file.name)
     end = Anchor(file.end, file.size)
     index = indexes.get(
         path, lambda: load_index(ops, path, incarnation=incarnation, base=file.base, end=end, first_position=LOG_HEADER_BYTES)
     )
-    return LogSource(path, incarnation, partition, epoch, file, index, ops, start)
+    return LogSource(path, incarnation, run.partition, run.epoch, file, index, ops, run.start)

@@ -144,7 +144,7 @@ def _behind_damage(source: LogSource, fd: int, bad: Anchor, wanted: int) -> Anch
     if bad.offset >= wanted:
         good = next(begins, end)
     else:
-        known = [anchor for anchor in (*source.index.anchors(), end) if anchor.offset > bad.offset]
+        known = [anchor for anchor in (*source.index.anchors(), end) if bad.offset < anchor.offset <= end.offset]
         left_out = [anchor for anchor in known if anchor.offset <= wanted]
         if left_out:
             return left_out[-1]

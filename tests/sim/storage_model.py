@@ -125,6 +125,8 @@ class Model:
         self._ever: set[tuple[bytes, int, int]] = set()
         self._next = 0
         self.trims = Trims()
+        self.starts: dict[bytes, int] = {}
+        """The start offset that storage was told in this life, by partition."""
         self.is_in_limbo = False
 
     @property
@@ -177,7 +179,11 @@ class Model:
             start = chance.choice((most, chance.randrange(least, most + 1), chance.randrange(least, most + 1))) // 2 * 2
             for epoch in runs:
                 self.trims.starts[partition, epoch] = max(start, self.trims.of((partition, epoch)))
-            storage.trim(partition, start)
+            self._tell_start(storage, partition, start)
+
+    def _tell_start(self, storage: DiskStorage, partition: bytes, start: int) -> None:
+        self.starts[partition] = max(start, self.starts.get(partition, 0))
+        storage.trim(partition, start)
 
     def append_state(self, storage: DiskStorage, chance: Random) -> None:
         self._queue(storage, Append((), (self._state(chance),)), sync=True)
@@ -193,8 +199,9 @@ class Model:
         for (partition, epoch), end in self._ends.items():
             storage.cut(partition, epoch, end)
             self._record(Cut(partition, epoch, end))
+        self.starts.clear()
         for partition in PARTITIONS:
-            storage.trim(partition, min((self.trims.of((partition, epoch)) for epoch in storage.runs(partition)), default=0))
+            self._tell_start(storage, partition, min((self.trims.of((partition, epoch)) for epoch in storage.runs(partition)), default=0))
 
     def _state(self, chance: Random) -> tuple[str, bytes | None]:
         self._next += 1

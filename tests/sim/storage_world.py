@@ -154,11 +154,12 @@ class StorageWorld:
                 await self._read(storage, *self.chance.choice(runs))
 
     async def _read(self, storage: DiskStorage, partition: bytes, epoch: int) -> None:
-        """From somewhere to the end, mending what is damaged, as a broker does."""
+        """From somewhere to the end, mending what is damaged, as a broker does. What lies below the start offset is nobody's (P-41)."""
         run = storage.runs(partition).get(epoch)
         offset = 0 if run is None else self.chance.randrange(run.base, run.tail)
         for _ in range(RESTORES_MAX):
             run = storage.runs(partition).get(epoch)
+            offset = max(offset, self._model.starts.get(partition, 0))
             if run is None or not run.base <= offset < run.tail:
                 return
             try:
@@ -181,10 +182,11 @@ class StorageWorld:
         raise Violation(f"{partition!r} epoch {epoch}: offset {offset} stays damaged")
 
     async def _restore(self, storage: DiskStorage, damage: DamagedRangeError) -> None:
+        """Nobody has copies of what lies below the start offset."""
         run = storage.runs(damage.partition).get(damage.epoch)
         if run is not None:
-            end = min(damage.end, run.tail)
-            copies = [written_batch(damage.partition, damage.epoch, base) for base in range(damage.base // 2 * 2, end, 2)]
+            base, end = max(damage.base, self._model.starts.get(damage.partition, 0)), min(damage.end, run.tail)
+            copies = [written_batch(damage.partition, damage.epoch, at) for at in range(base // 2 * 2, end, 2)]
             if copies:
                 await storage.restore(damage.partition, damage.epoch, copies)
 
