@@ -138,7 +138,10 @@ def header_in_place(source: LogSource, head: bytes, *, position: int, offset: in
 
 
 def _behind_damage(source: LogSource, fd: int, bad: Anchor, wanted: int) -> Anchor:
-    """Where reading goes on if the header at `bad` is not the one that has to be there. Raises DamagedRangeError if anything is missed."""
+    """Where reading goes on if the header at `bad` is not the one that has to be there (P-41: nothing below `wanted` is missed).
+
+    Raises DamagedRangeError if anything is (P-30).
+    """
     end = Anchor(source.row.end, source.row.size)
     begins = _good_behind(source, fd, position=bad.position, offset=bad.offset)
     if bad.offset >= wanted:

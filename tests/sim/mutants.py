@@ -31,7 +31,7 @@ from streamq.metadata.acceptor import Acceptor, Answer, Cell
 from streamq.model.batches import Batch
 from streamq.model.messages import Failure, Message, TipAnswer
 from streamq.model.registers import PartitionRegister, TopicRegister
-from streamq.storage import journal_recovery
+from streamq.storage import journal_recovery, log_reader
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import Group, JournalPosition, Row
@@ -380,6 +380,12 @@ def a_checkpoint_keeps_the_table_before(patch: Patch) -> None:
     patch(DiskStorage, "_collected", collected)
 
 
+def damage_below_the_start_hides_what_is_above(patch: Patch) -> None:
+    """A walk does not go on behind damage in what was trimmed, which nobody has copies of."""
+    plain = log_reader.walk
+    patch(log_reader, "walk", lambda source, fd, anchor, *, wanted=0: plain(source, fd, anchor))
+
+
 # --- identities
 
 
@@ -433,4 +439,5 @@ MUTANTS: Final = (
     Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
     Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 0),
     Mutant("P-41", "nobody asks for a table", nobody_asks_for_a_table, 200, 0),
+    Mutant("P-41", "damage below the start hides what is above", damage_below_the_start_hides_what_is_above, 400, 274, "storage"),
 )
