@@ -45,6 +45,8 @@ class Fetcher:
         self._locating: set[str] = set()
         self._asking = anyio.Semaphore(ASKED_AT_ONCE_MAX)
         self._is_closed = False
+        self._handed_out: Feed | None = None
+        """Whose batch the application was given last, until it comes for more."""
         lifetime.start(lambda: self._timers.run(self._on_time, turn=lambda now: None))
 
     def add(self, feed: Feed) -> None:
@@ -69,6 +71,7 @@ class Fetcher:
 
     async def wait_for_news(self) -> None:
         """Until something arrives, or fails for good."""
+        self._finish()
         if self._news.is_set():
             self._news = anyio.Event()
         await self._news.wait()
@@ -79,6 +82,7 @@ class Fetcher:
         """
         self._raise_failure()
         while self._line:
+            self._finish()
             feed = self._line.popleft()
             feed.is_listed = False
             records = self._unpack(feed)
@@ -87,6 +91,12 @@ class Fetcher:
                 return feed, records
         self._raise_failure()
         return None
+
+    def _finish(self) -> None:
+        """What was handed out last is done with: the application comes for more."""
+        feed, self._handed_out = self._handed_out, None
+        if feed is not None:
+            self._carry_out(feed, feed.session.on_finished())
 
     def _raise_failure(self) -> None:
         for feed in self._failed:
@@ -240,7 +250,8 @@ class Fetcher:
             damage = CorruptDataError(where, code=error.code, hint="streamq log verify finds the damaged file")
             self._carry_out(feed, feed.session.on_damaged(damage, anyio.current_time()))
             return []
-        self._carry_out(feed, feed.session.on_handed_out(batch.end, batch.size))
+        feed.session.on_handed_out(batch.end, batch.size)
+        self._handed_out = feed
         if feed.skip_before_ms:
             at = next((i for i, record in enumerate(records) if record.timestamp >= feed.skip_before_ms), len(records))
             del records[:at]

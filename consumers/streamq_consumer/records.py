@@ -48,6 +48,6 @@ def records_of(topic: str, partition: int, batch: Batch, *, skip: int) -> list[R
         del rows[:skip]
     first = header.first_timestamp
     return [
-        Record(topic, partition, offset, first if delta is None else first + delta, key, value, headers or NO_HEADERS)
-        for offset, (delta, key, value, headers) in enumerate(rows, header.base + skip)
+        Record(topic, partition, offset, first if row.time is None else first + row.time, row.key, row.value, row.headers or NO_HEADERS)
+        for offset, row in enumerate(rows, header.base + skip)
     ]

@@ -5,6 +5,9 @@ when it contains `expected` and ends at or below the high watermark told with it
 the place asked for is skipped, and a hole means that this replica is left and asked for nothing more (P-26). So whatever replicas do,
 what is handed out is consecutive.
 
+The window, what a broker may send ahead, begins small at each new place and grows by what the application has done with (as TCP's slow
+start does): one record read at a place costs one batch, a stream soon has all of it.
+
 A replica that is silent may be idle or left behind. When nothing came for a while, another broker reads the tip from a quorum (P-25); if
 that is past what was received and still nothing comes, the next replica is asked.
 """
@@ -16,7 +19,7 @@ from typing import Final
 import msgspec
 
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, RefusedError, StreamqError, UnavailableError
-from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX
+from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, KiB
 
 __all__ = ["Credit", "Effect", "Fail", "Leave", "Locate", "PartitionSession", "ReadTip", "Route", "Span", "Subscribe", "Take", "Tuning"]
 
@@ -29,6 +32,7 @@ DAMAGED_TRIES: Final = 3
 """Replicas asked, or the only one asked again, before damage is believed to be everywhere."""
 CREDIT_SHARE: Final = 4
 """Credit is given back when so much of the window, a quarter, was handed out."""
+FIRST_WINDOW_BYTES: Final = 64 * KiB
 OVERDRAFT_BYTES_MAX: Final = FRAME_PAYLOAD_BYTES_MAX
 """A broker sends whole batches, so it may go past its credit, but not by more than a frame."""
 NEVER: Final = float("inf")
@@ -101,8 +105,8 @@ Effect = Subscribe | Leave | Take | Credit | ReadTip | Locate | Fail
 
 
 class PartitionSession:
-    """Invariants: `position <= expected`; `_credit` is what the broker may still send; `attempt` grows with every subscription, and what
-    comes of an older one is ignored.
+    """Invariants: `position <= expected`; `_credit` is what the broker may still send; `_buffered` counts what was handed out, too, until
+    the application comes for more; `attempt` grows with every subscription, and what comes of an older one is ignored.
     """
 
     def __init__(self, *, offset: int, from_earliest: bool, replicas: Sequence[str], only: str, spread: int, tuning: Tuning) -> None:
@@ -120,8 +124,10 @@ class PartitionSession:
         self._spread = spread
         self._replicas: tuple[str, ...] = ()
         self._known_tip = 0
+        self._window = min(FIRST_WINDOW_BYTES, tuning.window_bytes)
         self._credit = 0
         self._buffered = 0
+        self._handed_out = 0
         self._owed = 0
         self._moved_at = 0.0
         self._served_at: float | None = None
@@ -199,18 +205,26 @@ class PartitionSession:
             return "sent what cannot be read yet:"
         return "sent more than it had credit for:" if self._credit < -OVERDRAFT_BYTES_MAX else ""
 
-    def on_handed_out(self, end: int, size: int) -> list[Effect]:
-        """A buffered batch that ends at `end` was taken by the application."""
+    def on_handed_out(self, end: int, size: int) -> None:
+        """A buffered batch that ends at `end` was taken by the application, which is busy with it until `on_finished`."""
         assert self.position < end <= self.expected
         self.position = end
         self._from_earliest = False
+        self._handed_out += size
+
+    def on_finished(self) -> list[Effect]:
+        """The application has come for more than it was handed so far."""
+        size, self._handed_out = self._handed_out, 0
         self._buffered -= size
-        self._owed += size
+        growth = min(size, self._tuning.window_bytes - self._window)
+        self._window += growth
+        self._owed += size + growth
         return self._give_credit()
 
     def on_damaged(self, error: CorruptDataError, now: float) -> list[Effect]:
         """The batch at `position` does not unpack; the caller has dropped everything buffered. Another replica may have it whole."""
-        self.expected, self._buffered = self.position, 0
+        self.expected = self.position
+        self._buffered = self._handed_out = 0
         if self._is_damaged_everywhere():
             return self._fail(error)
         self.trouble = error
@@ -288,9 +302,10 @@ class PartitionSession:
         """Goes on at `offset`; the caller has dropped everything buffered."""
         self.position = self.expected = offset
         self._from_earliest = from_earliest
-        self._buffered = self._owed = 0
+        self._buffered = self._handed_out = self._owed = 0
         self._damaged = (0, 0)
         self._switches = 0
+        self._window = min(FIRST_WINDOW_BYTES, self._tuning.window_bytes)
         self._served_at = now
         return [Leave(), *self._begin(now)]
 
@@ -312,7 +327,8 @@ class PartitionSession:
             self.source = self._replicas[self._spread % len(self._replicas)]
         self.route, self._until = Route.REACHING, now + REACH_S
         self.attempt += 1
-        self._credit, self._owed = max(0, self._tuning.window_bytes - self._buffered), 0
+        room = self._window - self._buffered
+        self._credit, self._owed = max(0, room), min(0, room)  # what was overdrawn is still to be worked off
         return [Subscribe(self.source, self.attempt)]
 
     def _switch(self, now: float) -> list[Effect]:
@@ -350,7 +366,7 @@ class PartitionSession:
         self._tip_due = now + self._tip_interval
 
     def _give_credit(self) -> list[Effect]:
-        if self.route is not Route.STREAMING or self._owed * CREDIT_SHARE < self._tuning.window_bytes:
+        if self.route is not Route.STREAMING or self._owed * CREDIT_SHARE < self._window:
             return []
         grant, self._owed = self._owed, 0
         self._credit += grant

@@ -26,7 +26,7 @@ def make_batch(
 
 
 def values_of(batches: list[Batch]) -> list[bytes]:
-    return [row[2] for batch in batches for row in unpack_rows(batch.payload, records=batch.header.records)]  # type: ignore[misc]
+    return [row.value for batch in batches for row in unpack_rows(batch.payload, records=batch.header.records)]  # type: ignore[misc]
 
 
 class WireClient:

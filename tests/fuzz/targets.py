@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from streamq.broker.registers import _decoded
 from streamq.metadata.acceptor import AcceptorRecord, Cell
@@ -114,7 +115,7 @@ def records(data: bytes) -> None:
     (count,) = struct.unpack_from("<I", data)
     rows = unpack_rows(data[4:], records=count)
     assert len(rows) == count
-    assert unpack_rows(pack_rows(rows), records=count) == rows
+    assert unpack_rows(pack_rows([astuple(row) for row in rows]), records=count) == rows
 
 
 def _valid_compressed(wild: Wild) -> bytes:

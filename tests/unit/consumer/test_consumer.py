@@ -338,6 +338,27 @@ def test_what_is_fetched_ahead_is_bounded(backend: str) -> None:
 
 
 @both
+def test_a_place_where_one_record_is_read_costs_one_batch(backend: str) -> None:
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            cluster.batches_per_frame = 1
+            (p,) = cluster.create("t")
+            for _ in range(100):
+                p.append(make_batch(p, [os.urandom(100_000), b""]))
+            async with Consumer(cluster.bootstrap, topics=["t"], start=100) as consumer:
+                await anext(aiter(consumer))
+                await anyio.sleep(0.2)
+                assert consumer._open.buffered_records == 0
+                async for batch in consumer.batches(max_records=7):
+                    await anyio.sleep(0.01)
+                    if batch[-1].offset >= 180:
+                        break
+                assert consumer._open.buffered_records > 0, "a stream is read ahead of"
+
+    run(backend, body)
+
+
+@both
 def test_a_deleted_topic_is_an_error_and_not_silence(backend: str) -> None:
     async def body() -> None:
         async with fake_cluster() as cluster:

@@ -3,6 +3,7 @@
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, StreamqError, UnavailableError, error_of
 from streamq_consumer.session import (
     DAMAGED_TRIES,
+    FIRST_WINDOW_BYTES,
     Credit,
     Effect,
     Fail,
@@ -18,6 +19,7 @@ from streamq_consumer.session import (
 )
 
 TUNING = Tuning(window_bytes=1_000, stall_s=1.0, tip_check_s=1.0, patience_s=float("inf"))
+WIDE = Tuning(window_bytes=1_000_000, stall_s=1.0, tip_check_s=1.0, patience_s=float("inf"))
 
 
 def make_session(
@@ -28,6 +30,12 @@ def make_session(
     if is_streaming:
         session.on_subscribed(1, 0.0)
     return session
+
+
+def finish(session: PartitionSession, end: int, size: int) -> list[Effect]:
+    """The application takes a batch, and comes for more."""
+    session.on_handed_out(end, size)
+    return session.on_finished()
 
 
 def error(effects: list[Effect]) -> StreamqError | None:
@@ -59,12 +67,55 @@ def test_credit_goes_back_when_a_share_of_the_window_was_handed_out() -> None:
     session = make_session()
     assert session.credit == 1_000
     session.on_records(1, [Span(i, i + 1, 100) for i in range(5)], 5, 0.0)
-    assert session.on_handed_out(1, 100) == []
-    assert session.on_handed_out(2, 100) == []
-    assert session.on_handed_out(3, 100) == [Credit(300)]
+    assert finish(session, 1, 100) == []
+    assert finish(session, 2, 100) == []
+    assert finish(session, 3, 100) == [Credit(300)]
     effects = session.on_ended(1, UnavailableError("lost", code="unavailable"), 1.0)
     assert Subscribe("b2", 3) in effects
     assert session.credit == 800, "what is still buffered is not granted again"
+
+
+def test_what_is_sent_ahead_grows_by_what_the_application_has_done_with() -> None:
+    session = make_session(tuning=WIDE)
+    assert session.credit == FIRST_WINDOW_BYTES
+    session.on_records(1, [Span(0, 9, 100_000)], 9, 0.0)
+    session.on_handed_out(9, 100_000)
+    assert session.position == 9
+    assert session.on_finished() == [Credit(200_000)], "what it gives back, and as much again"
+    assert session.on_finished() == [], "once"
+
+
+def test_the_window_ends_at_what_was_configured_and_begins_anew_at_another_place() -> None:
+    session = make_session(tuning=WIDE)
+    granted = session.credit
+    for i in range(20):
+        session.on_records(session.attempt, [Span(i, i + 1, 100_000)], i + 1, 0.0)
+        granted += sum(effect.size for effect in finish(session, i + 1, 100_000) if isinstance(effect, Credit)) - 100_000
+        assert granted <= WIDE.window_bytes
+    assert granted > WIDE.window_bytes * 3 / 4
+    session.on_ended(session.attempt, UnavailableError("lost", code="unavailable"), 0.0)
+    assert session.credit == WIDE.window_bytes, "another replica, the same place"
+    session.seek(1_000, 0.0)
+    assert session.credit == FIRST_WINDOW_BYTES
+
+
+def test_what_was_overdrawn_is_worked_off_with_the_next_replica_too() -> None:
+    session = make_session()
+    session.on_records(1, [Span(0, 1, 900), Span(1, 2, 900)], 2, 0.0)
+    assert Subscribe("b2", 3) in session.on_ended(1, UnavailableError("lost", code="unavailable"), 0.0)
+    assert session.credit == 0
+    session.on_subscribed(3, 0.0)
+    assert finish(session, 1, 900) == []
+    assert finish(session, 2, 900) == [Credit(1_000)]
+
+
+def test_what_is_being_handed_out_when_a_seek_comes_is_not_given_back() -> None:
+    session = make_session(tuning=WIDE)
+    session.on_records(1, [Span(0, 9, 60_000)], 9, 0.0)
+    session.on_handed_out(9, 60_000)
+    session.seek(100, 0.0)
+    session.on_subscribed(session.attempt, 0.0)
+    assert session.on_finished() == []
 
 
 def test_a_replica_that_does_not_deliver_what_is_known_to_be_there_is_left() -> None:

@@ -10,7 +10,7 @@ from streamq.client.settings import Timeouts
 from streamq.model.errors import NotFoundError, RefusedError, UnavailableError
 from streamq.model.limits import RECORD_BYTES_MAX
 from streamq.wire.compression import decompress
-from streamq.wire.records import unpack_rows
+from streamq.wire.records import UnpackedRow, unpack_rows
 from streamq_producer import Producer, Receipt, partition_of
 from streamq_producer import sync as blocking
 from tests.support.backends import both, run
@@ -23,7 +23,7 @@ def values(p: FakePartition) -> list[bytes | None]:
     stored: list[bytes | None] = []
     for batch in p.log:
         raw = decompress(batch.payload, compression=batch.header.compression, raw_bytes=batch.header.raw_bytes)
-        stored += [value for _, _, value, _ in unpack_rows(raw, records=batch.header.records)]
+        stored += [row.value for row in unpack_rows(raw, records=batch.header.records)]
     return stored
 
 
@@ -39,7 +39,7 @@ def test_send_returns_a_receipt_and_the_record_is_stored_as_given(backend: str) 
             header = p.log[0].header
             assert (header.first_timestamp, header.max_timestamp, header.records, header.sequence) == (5, 5, 1, 0)
             raw = decompress(p.log[0].payload, compression=header.compression, raw_bytes=header.raw_bytes)
-            assert unpack_rows(raw, records=1) == [(None, b"k", b"v", {"h": b"x"})]
+            assert unpack_rows(raw, records=1) == [UnpackedRow(None, b"k", b"v", {"h": b"x"})]
             assert values(p) == [b"v", None]
 
     run(backend, body)
@@ -131,7 +131,7 @@ def test_records_of_all_kinds_in_one_flood_keep_their_order_and_what_they_hold(b
             stored: list[tuple[bytes | None, bytes | None, dict[str, bytes] | None]] = []
             for batch in p.log:
                 raw = decompress(batch.payload, compression=batch.header.compression, raw_bytes=batch.header.raw_bytes)
-                stored += [(value, key, headers) for _, key, value, headers in unpack_rows(raw, records=batch.header.records)]
+                stored += [(row.value, row.key, row.headers) for row in unpack_rows(raw, records=batch.header.records)]
             assert stored == given
             assert all(batch.header.raw_bytes < 1_300 for batch in p.log)
 

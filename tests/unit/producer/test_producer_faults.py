@@ -21,7 +21,7 @@ def values(p: FakePartition) -> list[bytes | None]:
     stored: list[bytes | None] = []
     for batch in p.log:
         raw = decompress(batch.payload, compression=batch.header.compression, raw_bytes=batch.header.raw_bytes)
-        stored += [value for _, _, value, _ in unpack_rows(raw, records=batch.header.records)]
+        stored += [row.value for row in unpack_rows(raw, records=batch.header.records)]
     return stored
 
 

@@ -8,6 +8,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_NONE, COMPRESSION_ZSTD, Batch, BatchHeader
 from streamq.model.errors import CorruptDataError
@@ -135,11 +136,17 @@ def test_records_are_what_any_messagepack_library_writes_and_reads(rows: list[Ro
     packed = pack_rows(rows)
     assert packed == msgpack.packb(rows)
     assert [tuple(row) for row in msgpack.unpackb(packed)] == rows
-    assert unpack_rows(packed, records=len(rows)) == rows
+    assert [astuple(row) for row in unpack_rows(packed, records=len(rows))] == rows
+
+
+@pytest.mark.parametrize("row", [[], [None, b"k", b"v"], [None, b"k", b"v", None, None], [None, "k", b"v", None], {}, None])
+def test_what_is_not_four_fields_of_the_right_types_is_no_record(row: object) -> None:
+    with pytest.raises(CorruptDataError):
+        unpack_rows(msgpack.packb([row]), records=1)
 
 
 def test_records_come_back_as_they_were() -> None:
     rows = [(None, b"k", b"v", {"h": b"1"}), (5, None, None, None), (0, b"", b"", {})]
-    assert [tuple(row) for row in unpack_rows(pack_rows(rows), records=3)] == rows
+    assert [astuple(row) for row in unpack_rows(pack_rows(rows), records=3)] == rows
     with pytest.raises(CorruptDataError):
         unpack_rows(pack_rows(rows), records=2)
