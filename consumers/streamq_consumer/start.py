@@ -80,10 +80,15 @@ def _feed(topic: str, index: int, view: PartitionView, place: _Place, broker: st
         from_earliest=place.from_earliest,
         replicas=view.replicas,
         only=broker,
-        spread=crc32(view.id),
+        spread=_spread(view),
         tuning=tuning,
     )
     return Feed(topic, index, view, session, skip_before_ms=place.skip_before_ms)
+
+
+def _spread(view: PartitionView) -> int:
+    """With which replica to begin: not every partition with its first."""
+    return crc32(view.id)
 
 
 async def _look_up(cluster: Cluster, assignment: Assignment) -> list[tuple[str, int, PartitionView]]:
@@ -127,10 +132,11 @@ async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, 
 
 
 async def _find(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
-    """Asks one replica after the other: only they have an index of times."""
+    """Asks one replica after the other: only they have an index of times. The first is the one that will be read from: it is connected."""
+    at = _spread(view) % max(1, len(view.replicas))
     error: StreamqError = UnavailableError("the partition has no replicas", code="unavailable")
     for _ in range(2):
-        for broker in view.replicas:
+        for broker in (*view.replicas[at:], *view.replicas[:at]):
             try:
                 found = await cluster.request(FindOffset(view.id, timestamp_ms), OffsetFound, broker=broker, timeout_s=ASK_S)
             except UnavailableError as failed:

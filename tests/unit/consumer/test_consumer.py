@@ -11,6 +11,7 @@ import pytest
 from streamq.client.settings import Timeouts
 from streamq.model.batches import COMPRESSION_ZSTD, Batch, BatchHeader
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, RefusedError, UnavailableError
+from streamq.model.messages import FindOffset, Subscribe
 from streamq.wire.batch_format import encode_batch, encode_header, stamp
 from streamq.wire.compression import compress
 from streamq.wire.records import pack_rows
@@ -314,6 +315,24 @@ def test_a_named_broker_is_the_only_one_read_from(backend: str) -> None:
                 fill(p, 1)
                 with pytest.raises(UnavailableError, match="no broker has served this partition"):
                     await consumer.fetch(1, timeout=5)
+
+    run(backend, body)
+
+
+@both
+def test_the_replica_that_looks_a_time_up_is_the_one_that_is_read_from(backend: str) -> None:
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            for p in cluster.create("t", partitions=8):
+                fill(p, 10)
+            async with Consumer(cluster.bootstrap, topics=["t"], start=datetime.fromtimestamp(1, tz=UTC)) as consumer:
+                await read(consumer, 80)
+
+            def asked(kind: type[FindOffset] | type[Subscribe]) -> set[tuple[str, bytes]]:
+                return {(b.name, m.partition) for b in cluster.brokers.values() for m in b.requests if isinstance(m, kind)}
+
+            assert len(asked(FindOffset)) == 8
+            assert asked(FindOffset) == asked(Subscribe)
 
     run(backend, body)
 
