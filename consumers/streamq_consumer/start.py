@@ -20,6 +20,8 @@ __all__ = ["Assignment", "Start", "check_start", "open_feeds"]
 Start = Literal["earliest", "latest"] | int | datetime | Mapping[tuple[str, int], int]
 
 LOOKUPS_AT_ONCE_MAX: Final = 32
+FIND_S: Final = 6.0
+FIND_PAUSE_S: Final = 0.1
 ASK_S: Final = 1.0
 """How long one replica is waited for that looks up a time, before the next is asked."""
 
@@ -132,15 +134,20 @@ async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, 
 
 
 async def _find(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
-    """Asks one replica after the other: only they have an index of times. The first is the one that will be read from: it is connected."""
+    """Asks one replica after the other: only they have an index of times, and one that is behind may lack what is asked for.
+
+    The first is the one that will be read from: it is connected.
+    """
     at = _spread(view) % max(1, len(view.replicas))
     error: StreamqError = UnavailableError("the partition has no replicas", code="unavailable")
-    for _ in range(2):
-        for broker in (*view.replicas[at:], *view.replicas[:at]):
-            try:
-                found = await cluster.request(FindOffset(view.id, timestamp_ms), OffsetFound, broker=broker, timeout_s=ASK_S)
-            except UnavailableError as failed:
-                error = failed
-            else:
-                return found.offset
+    with anyio.move_on_after(FIND_S):
+        while view.replicas:
+            for broker in (*view.replicas[at:], *view.replicas[:at]):
+                try:
+                    with anyio.move_on_after(ASK_S):
+                        connection = await cluster.connection(broker)
+                        return (await connection.request(FindOffset(view.id, timestamp_ms), OffsetFound, timeout_s=ASK_S)).offset
+                except UnavailableError as failed:
+                    error = failed
+            await anyio.sleep(FIND_PAUSE_S)
     raise error

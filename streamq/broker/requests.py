@@ -151,14 +151,15 @@ class Requests:
         if partition is None:
             raise unknown_partition(message.partition)
         replica = partition.replica
-        _, tip = replica.high_watermark
+        told, tip = replica.high_watermark
         for segment in replica.state.chain:
             found = await partition.find_time(segment.epoch, message.timestamp_ms)
             if found is not None:
                 return OffsetFound(max(min(found, tip), replica.start_offset))
             # What this replica lacks may be what is asked for: never answer with what comes after it.
             tail = replica.local_tail(segment.epoch)
-            if segment.end is not None and (tail is None or tail < segment.end):
+            is_behind = tail is not None and told == segment.epoch and tail < tip
+            if is_behind or (segment.end is not None and (tail is None or tail < segment.end)):
                 raise UnavailableError(f"broker {self.node.broker} does not hold all of {partition.name}", code="not_replica")
             tip = min(tip, tail) if segment.end is None and tail is not None else tip
         return OffsetFound(tip)

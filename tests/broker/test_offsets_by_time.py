@@ -57,3 +57,26 @@ async def test_a_replica_that_lost_the_time_asked_for_does_not_answer_with_a_lat
         async with to(running, sequencer) as client:
             assert await client.ask(FindOffset(view.id, 1_005)) == OffsetFound(5)
             assert await client.ask(FindOffset(view.id, 3_000)) == OffsetFound(11)
+
+
+async def test_a_replica_that_is_behind_in_the_open_epoch_does_not_answer_with_its_own_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever began there would read, and throw away, all that it lacks."""
+    nodes = capture_nodes(monkeypatch)
+    async with cluster(3) as running:
+        [view] = await create(running)
+        async with to(running, view.sequencer) as client:
+            for timestamp in range(1_000, 1_010):
+                await client.produce(batch_at(view.id, timestamp))
+        behind = next(name for name in running.brokers if name != view.sequencer)
+        replica = nodes[behind].partitions[view.id].replica
+        await until(lambda: replica.high_watermark[1] == 10)
+        monkeypatch.setattr(replica, "local_tail", lambda epoch: 7)
+        async with to(running, behind) as client:
+            assert await client.ask(FindOffset(view.id, 1_005)) == OffsetFound(5)
+            with pytest.raises(UnavailableError) as refused:
+                await client.ask(FindOffset(view.id, 2_000))
+        assert refused.value.code == "not_replica"
+        async with to(running, view.sequencer) as client:
+            assert await client.ask(FindOffset(view.id, 2_000)) == OffsetFound(10)

@@ -89,10 +89,10 @@ def test_a_topic_with_retention_stays_bounded_through_restarts_and_a_broker_made
         cluster.start()
         assert cluster.tail("t")
 
-        anew = cluster.sequencer("t")
+        anew, epoch = cluster.sequencer("t"), cluster.describe("t")[0]["epoch"]
         make_anew(cluster, anew)
         wait_until(lambda: "took the idempotence table" in cluster.log(anew), timeout_s=20, what="a table")
-        wait_until(lambda: cluster.sequencer("t") != anew, timeout_s=20, what="another sequences")
+        wait_until(lambda: cluster.describe("t")[0]["epoch"] > epoch, timeout_s=20, what="an epoch without its former self")
         while (sequencer := cluster.sequencer("t")) != anew:
             cluster.kill(sequencer)
             wait_until(lambda gone=sequencer: cluster.sequencer("t") not in ("", gone), timeout_s=20, what="a takeover")  # type: ignore[misc]

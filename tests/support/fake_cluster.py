@@ -205,6 +205,8 @@ class FakeSession:
             elif isinstance(message, FindOffset):
                 p = self.cluster.partition(message.partition)
                 at = next((b.base for b in p.log if b.header.max_timestamp >= message.timestamp_ms), p.end)
+                if at >= p.readable(self.broker.name) < p.end:
+                    raise StreamqError("not all of it is here", code="not_replica")
                 await answer(OffsetFound(at))
             elif isinstance(message, Subscribe):
                 self.credits[request] = message.credit_bytes

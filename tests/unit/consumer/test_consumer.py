@@ -338,6 +338,22 @@ def test_the_replica_that_looks_a_time_up_is_the_one_that_is_read_from(backend: 
 
 
 @both
+def test_a_replica_that_is_behind_is_not_waited_for_when_a_time_is_looked_up(backend: str) -> None:
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            for p in cluster.create("t", partitions=8):
+                fill(p, 70)
+                p.readable = lambda broker: 7 if broker == "b2" else 70
+            began = anyio.current_time()
+            async with Consumer(cluster.bootstrap, topics=["t"], start=datetime.fromtimestamp(1.5, tz=UTC)) as consumer:
+                assert set(consumer.positions().values()) == {49}
+                assert anyio.current_time() - began < 0.5
+                await read(consumer, 8 * 20)
+
+    run(backend, body)
+
+
+@both
 def test_what_is_fetched_ahead_is_bounded(backend: str) -> None:
     async def body() -> None:
         async with fake_cluster() as cluster:
