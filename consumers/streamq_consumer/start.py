@@ -143,6 +143,7 @@ async def _find(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int
     with anyio.move_on_after(FIND_S):
         while view.replicas:
             for broker in (*view.replicas[at:], *view.replicas[:at]):
+                error = UnavailableError(f"{broker} does not say where a time begins within {ASK_S:g} s", code="timed_out")
                 try:
                     with anyio.move_on_after(ASK_S):
                         connection = await cluster.connection(broker)

@@ -8,6 +8,7 @@ import anyio
 import msgspec
 import pytest
 
+from streamq.client.cluster import Cluster
 from streamq.client.settings import Timeouts
 from streamq.model.batches import COMPRESSION_ZSTD, Batch, BatchHeader
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, RefusedError, UnavailableError
@@ -15,7 +16,7 @@ from streamq.model.messages import FindOffset, Subscribe
 from streamq.wire.batch_format import encode_batch, encode_header, stamp
 from streamq.wire.compression import compress
 from streamq.wire.records import pack_rows
-from streamq_consumer import Consumer, Record, Tip
+from streamq_consumer import Consumer, Record, Tip, start
 from streamq_consumer import sync as blocking
 from tests.support.backends import both, run
 from tests.support.fake_cluster import FakePartition, fake_cluster
@@ -351,6 +352,24 @@ def test_a_replica_that_is_behind_is_not_waited_for_when_a_time_is_looked_up(bac
                 await read(consumer, 8 * 20)
 
     run(backend, body)
+
+
+def test_a_time_that_no_replica_looks_up_is_an_error_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "FIND_S", 0.5)
+    monkeypatch.setattr(start, "ASK_S", 0.1)
+
+    async def never(*_: Any, **__: Any) -> None:
+        await anyio.sleep_forever()
+
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            (p,) = cluster.create("t")
+            fill(p, 7)
+            monkeypatch.setattr(Cluster, "connection", never)
+            with pytest.raises(UnavailableError, match=r"b\d does not say where a time begins within 0.1 s"):
+                await Consumer(cluster.bootstrap, topics=["t"], start=datetime.fromtimestamp(1, tz=UTC)).__aenter__()
+
+    run("trio", body)
 
 
 @both
