@@ -62,7 +62,7 @@ class Joining(NamedTuple):
 
 
 def coordinate(name: str, *, by: str, fresh_id: bytes | None) -> Change:
-    """Names the broker `by` coordinator. A group that is not there (or deleted) is created with `fresh_id`, if given; else unknown_group."""
+    """Names the broker `by` coordinator. One that is not there (or deleted) is created with `fresh_id`, if given; else unknown_group."""
 
     def change(current: GroupRegister | None) -> GroupRegister:
         if current is not None and not current.deleted:
@@ -157,8 +157,8 @@ def commit(token: bytes, entries: Sequence[Entry]) -> Step:
         if member is None:
             raise lost(register.name)
         for entry in entries:
-            if register.partition(entry.topic, entry.index) is None:
-                raise NotFoundError(f"group {register.name!r} has no partition {entry.topic}/{entry.index}", code="unknown_partition")
+            if register.partition(entry.topic, entry.partition) is None:
+                raise NotFoundError(f"group {register.name!r} has no partition {entry.topic}/{entry.partition}", code="unknown_partition")
         changed = _settled(register, _committed(register, member.number, entries))
         return changed, tuple(entry for entry in entries if not _is_reached(changed, entry))
 
@@ -242,7 +242,7 @@ def _need_no_members(register: GroupRegister, what: str) -> None:
 
 
 def _committed(register: GroupRegister, number: int, entries: Sequence[Entry]) -> GroupRegister:
-    by_place = {(entry.topic, entry.index): entry for entry in entries}
+    by_place = {(entry.topic, entry.partition): entry for entry in entries}
 
     def changed(topic: str, index: int, partition: GroupPartition) -> GroupPartition:
         entry = by_place.get((topic, index))
@@ -266,7 +266,7 @@ def _committed(register: GroupRegister, number: int, entries: Sequence[Entry]) -
 
 
 def _is_reached(register: GroupRegister, entry: Entry) -> bool:
-    partition = register.partition(entry.topic, entry.index)
+    partition = register.partition(entry.topic, entry.partition)
     return entry.position is None or (partition is not None and partition.position is not None and partition.position >= entry.position)
 
 

@@ -32,7 +32,7 @@ Subscription = Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length
 
 
 class GroupMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`token` is drawn by the member for each joining; `name` is empty, or what a static member keeps over restarts, and `number` with it."""
+    """`token` is drawn by the member for each joining; `name` is empty, or what a static member keeps over restarts, `number` with it."""
 
     number: U63
     token: Id16
@@ -104,7 +104,7 @@ class GroupRegister(msgspec.Struct, frozen=True, array_like=True):
 class Held(NamedTuple):
     """A partition that a member has: begin at `position` (None: nobody has committed one), let go of it if `is_leaving`."""
 
-    index: U63
+    partition: U63
     since: U63
     position: U63 | None
     is_leaving: bool
@@ -120,7 +120,7 @@ class Entry(NamedTuple):
     lets go of it."""
 
     topic: Name
-    index: U63
+    partition: U63
     since: U63
     position: U63 | None
     releases: bool = False

@@ -624,7 +624,7 @@ class GroupRead(Message, frozen=True, tag=109):
 
 class GroupPosition(NamedTuple):
     topic: Name
-    index: U63
+    partition: U63
     position: U63
 
 

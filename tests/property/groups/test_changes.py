@@ -25,13 +25,14 @@ class Act(NamedTuple):
     partitions: int
 
 
+partitions_named = st.tuples(st.sampled_from(TOPICS), st.integers(0, 4), st.integers(0, 50), st.booleans(), st.booleans())
 acts = st.builds(
     Act,
     st.sampled_from(["join", "join", "commit", "commit", "commit", "leave", "expire", "refresh"]),
     st.sampled_from(TOKENS),
     st.sampled_from(["", "", "s1", "s2"]),
     st.sets(st.sampled_from(TOPICS), min_size=1).map(lambda s: tuple(sorted(s))),
-    st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 4), st.integers(0, 50), st.booleans(), st.booleans()), max_size=4).map(tuple),
+    st.lists(partitions_named, max_size=4).map(tuple),
     st.integers(2, 5),
 )
 
@@ -108,7 +109,7 @@ def test_positions_only_grow_and_only_by_who_holds_the_partition(script: list[Ac
                 member = before.member(act.token)
                 assert member is not None
                 assert old.holder == member.number, "who does not hold it moved its position"
-                said = [e for e in entries_of(before, act) if (e.topic, e.index) == (topic.name, index) and e.since == old.since]
+                said = [e for e in entries_of(before, act) if (e.topic, e.partition) == (topic.name, index) and e.since == old.since]
                 assert new.position in {entry.position for entry in said}
 
 
@@ -121,7 +122,7 @@ def test_a_living_holder_loses_a_partition_only_by_letting_go(script: list[Act])
                 new = after.partition(topic.name, index)
                 assert new is not None
                 if old.holder in alive and (new.holder, new.since) != (old.holder, old.since):
-                    released = {(e.topic, e.index) for e in entries_of(before, act) if e.releases}
+                    released = {(e.topic, e.partition) for e in entries_of(before, act) if e.releases}
                     assert act.kind in ("commit", "leave")
                     assert (topic.name, index) in released
 

@@ -21,7 +21,7 @@ def begun(*tokens: bytes) -> GroupRegister:
 def places(register: GroupRegister, token: bytes, *, leaving: bool = False) -> set[int]:
     member = register.member(token)
     assert member is not None
-    return {h.index for topic in held_by(register, member.number) for h in topic.partitions if h.is_leaving == leaving}
+    return {h.partition for topic in held_by(register, member.number) for h in topic.partitions if h.is_leaving == leaving}
 
 
 def since(register: GroupRegister, index: int) -> int:
