@@ -17,7 +17,7 @@ from streamq.broker.led_group import LedGroup
 from streamq.broker.node import Node
 from streamq.broker.topics import check_name, unknown_topic
 from streamq.groups.changes import Joining, TopicSeen, commit, coordinate, delete, join, leave, place, unknown_group
-from streamq.model.errors import NotCoordinatorError, RefusedError, UnavailableError
+from streamq.model.errors import NotCoordinatorError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.groups import Entry, GroupRegister, group_key
 from streamq.model.messages import (
     Attend,
@@ -54,12 +54,19 @@ class Groups:
             raise RefusedError("a topic is named twice", code="bad_request")
         if message.member:
             check_group(message.member)
-        led = await self._lead(message.group, creates=True)
+        self._need_coordinator(message.group)
         seen = await self.seen(message.topics)
         for topic in seen:
             if not topic.partitions:
                 raise unknown_topic(topic.name)
-        await led.carry_out(join(Joining(message.token, message.member, message.topics, message.session_ms), seen))
+        step = join(Joining(message.token, message.member, message.topics, message.session_ms), seen)
+        led = await self._lead(message.group, creates=True)
+        try:
+            await led.carry_out(step)
+        except NotFoundError:
+            # The group that was led here was removed, by way of another broker: this one makes a new one.
+            led = await self._lead(message.group, creates=True)
+            await led.carry_out(step)
         return await led.attend(message.token, generation=0, wait_s=0)
 
     async def attend(self, message: Attend) -> GroupView:
@@ -80,7 +87,7 @@ class Groups:
 
     # --- administration: any broker, by the registers
 
-    async def list(self) -> tuple[str, ...]:
+    async def names(self) -> tuple[str, ...]:
         """By quorum reads."""
         names: list[str] = []
 
@@ -135,12 +142,15 @@ class Groups:
         alive = [node.broker, *(peer.broker for peer in node.peers if node.peers.is_alive(peer.broker))]
         return max(alive, key=lambda broker: hashlib.blake2b(f"{group}/{broker}".encode(), digest_size=8).digest())
 
-    async def _lead(self, name: str, *, creates: bool = False) -> LedGroup:
-        """The group, led by this broker. Raises NotCoordinatorError if that is another's part, unknown_group if there is none."""
-        check_group(name)
+    def _need_coordinator(self, name: str) -> None:
         first = self.coordinator_of(name)
         if first != self.node.broker:
             raise NotCoordinatorError(f"broker {first} coordinates group {name!r}", coordinator=first)
+
+    async def _lead(self, name: str, *, creates: bool = False) -> LedGroup:
+        """The group, led by this broker. Raises NotCoordinatorError if that is another's part, unknown_group if there is none."""
+        check_group(name)
+        self._need_coordinator(name)
         lock = self._beginning.setdefault(name, trio.Lock())
         try:
             async with lock:

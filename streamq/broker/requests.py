@@ -204,7 +204,7 @@ class Requests:
         return Ok()
 
     async def _list_groups(self, session: Session, frame: Frame) -> Message:
-        return GroupList(await self.groups.list())
+        return GroupList(await self.groups.names())
 
     async def _read_group(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, ReadGroup)
