@@ -90,7 +90,8 @@ class GroupReader:
             self._lifetime.start(self._attend)
             self._lifetime.start(self._commit_regularly)
             return
-        raise UnavailableError(f"no broker has let this consumer into group {settings.group!r} within {settings.join_s:g} s", code="timed_out")
+        reason = f"no broker has let this consumer into group {settings.group!r} within {settings.join_s:g} s"
+        raise UnavailableError(reason, code="timed_out", hint="a majority of the brokers has to be up: see `streamq doctor`")
 
     # --- called by the consumer ----------------------------------------------------------------------------------------------
 
@@ -110,7 +111,8 @@ class GroupReader:
 
     def positions(self) -> dict[Place, int]:
         """How far the application was handed each partition that it has, or had until it was wanted back."""
-        found = {place: self._reading.next_offset(place) if hold.is_open else hold.next_offset for place, hold in self.membership.holds.items()}
+        holds = self.membership.holds
+        found = {place: self._reading.next_offset(place) if hold.is_open else hold.next_offset for place, hold in holds.items()}
         return {place: offset for place, offset in found.items() if offset is not None}
 
     async def commit(self, positions: Mapping[Place, int]) -> None:
@@ -209,12 +211,9 @@ class GroupReader:
         return is_busy and anyio.current_time() > self._came_back_at + self.settings.processing_s
 
     async def _give_up(self) -> None:
-        await self.leave(
-            GroupLostError(
-                f"this consumer has left group {self.settings.group!r}: what it was handed was not handled in {self.settings.processing_s:g} s",
-                hint="raise processing_s, or hand the work on to other tasks",
-            )
-        )
+        settings = self.settings
+        message = f"this consumer has left group {settings.group!r}: what it was handed was not handled in {settings.processing_s:g} s"
+        await self.leave(GroupLostError(message, hint="raise processing_s, or hand the work on to other tasks"))
 
     # --- committing ----------------------------------------------------------------------------------------------------------
 
@@ -231,6 +230,8 @@ class GroupReader:
     async def _commit(self, wanted: Mapping[Place, int]) -> list[Entry]:
         """The entries among `wanted` that were fenced."""
         async with self._committing:
+            if self.error is not None:
+                raise self.error.with_traceback(None)
             entries = self.membership.entries(self._handled, self._must_keep)
             if not entries:
                 return []

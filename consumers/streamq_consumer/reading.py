@@ -1,4 +1,4 @@
-"""What the application has in its hands, partition by partition, and the feeds that open and close under it: a consumer's side of a group."""
+"""What the application has in its hands, by partition, and the feeds that open and close under it: the consumer's side of a group."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from streamq.model.errors import GroupLostError, NotCoordinatorError, StreamqError
@@ -61,6 +62,12 @@ async def ask(running: ClusterInProcess, message: Message, broker: str = "") -> 
                 elif caught.code not in ("not_ready", "unavailable", "timed_out"):
                     raise caught
             await trio.sleep(0.02)
+
+
+async def code_of(running: ClusterInProcess, message: Message) -> str:
+    with pytest.raises(StreamqError) as refused:
+        await ask(running, message)
+    return refused.value.code
 
 
 async def join(running: ClusterInProcess, token: bytes, member: str = "", session_ms: int = SESSION_MS) -> GroupView:
@@ -130,12 +137,9 @@ async def test_who_is_not_heard_of_loses_all_and_is_told() -> None:
                 assert isinstance(got, GroupView)
                 if len(indexes(got)) == 4:
                     break
-        try:
+        with pytest.raises(GroupLostError) as lost:
             await ask(running, CommitPositions("g", a, (Entry("t", 0, since(view, 0), 9),)))
-        except GroupLostError as error:
-            assert error.hint
-        else:
-            raise AssertionError("who was given up has committed")
+        assert lost.value.hint
 
 
 async def test_the_death_of_the_coordinator_costs_nobody_its_partitions() -> None:
@@ -165,11 +169,8 @@ async def test_a_restarted_static_member_has_what_it_had_and_its_former_self_is_
         had = await ask(running, Attend("g", a, 0, 0))
         assert isinstance(had, GroupView)
         assert indexes(await join(running, again, "static")) == indexes(had) != set()
-        try:
+        with pytest.raises(GroupLostError):
             await ask(running, Attend("g", a, 0, 0))
-        except GroupLostError:
-            return
-        raise AssertionError("two go by one name")
 
 
 async def test_positions_outlive_the_members_and_are_set_only_without_any() -> None:
@@ -177,12 +178,7 @@ async def test_positions_outlive_the_members_and_are_set_only_without_any() -> N
     async with with_topic() as running:
         view = await join(running, a)
         placing = PlaceGroup("g", (GroupPosition("t", 0, 3),))
-        try:
-            await ask(running, placing)
-        except StreamqError as error:
-            assert error.code == "group_in_use"
-        else:
-            raise AssertionError("positions were set under a member")
+        assert await code_of(running, placing) == "group_in_use"
         assert await ask(running, LeaveGroup("g", a, (Entry("t", 0, since(view, 0), 9),))) == Ok()
         read = await ask(running, ReadGroup("g"))
         assert isinstance(read, GroupRead)
@@ -198,12 +194,7 @@ async def test_positions_outlive_the_members_and_are_set_only_without_any() -> N
         assert await ask(running, ListGroups()) == Groups(("g",))
         assert await ask(running, DeleteGroup("g")) == Ok()
         assert await ask(running, ListGroups()) == Groups(())
-        try:
-            await ask(running, ReadGroup("g"))
-        except StreamqError as error:
-            assert error.code == "unknown_group"
-        else:
-            raise AssertionError("a removed group is read")
+        assert await code_of(running, ReadGroup("g")) == "unknown_group"
         assert indexes(await join(running, os.urandom(16))) == {0, 1, 2, 3}
 
 
@@ -217,10 +208,5 @@ async def test_bad_questions_are_refused_and_make_no_group() -> None:
             (LeaveGroup("k", os.urandom(16), ()), "unknown_group"),
             (PlaceGroup("k", (GroupPosition("t", 9, 1),)), "unknown_partition"),
         ]:
-            try:
-                await ask(running, message)
-            except StreamqError as error:
-                assert error.code == code, message
-            else:
-                raise AssertionError(message)
+            assert await code_of(running, message) == code, message
         assert await ask(running, ListGroups()) == Groups(())
