@@ -69,12 +69,16 @@ async def test_one_after_the_other_goes_on_where_the_last_one_stopped() -> None:
 async def test_what_was_in_hand_when_the_block_failed_comes_again_and_only_that() -> None:
     async with filled() as running:
         handled: list[Record] = []
-        with pytest.raises(ZeroDivisionError):
+
+        async def fail_at_the_eighth() -> None:
             async with member(running) as first:
                 async for record in first:
                     if len(handled) == 7:
                         raise ZeroDivisionError
                     handled.append(record)
+
+        with pytest.raises(ZeroDivisionError):
+            await fail_at_the_eighth()
         async with member(running) as second:
             rest = await read(second, RECORDS - 7)
         assert Counter(r.value for r in handled + rest) == Counter(str(i).encode() for i in range(RECORDS))
