@@ -266,10 +266,12 @@ class GroupReader:
         """The coordinator's answer, and when it was asked. Tries for ever; raises what the coordinator refuses with."""
         pause_s = PAUSE_S
         while True:
-            asked_at = anyio.current_time()
             try:
+                if not self._cluster.brokers:
+                    await self._cluster.metadata(self._topics[:1])
                 if not self._coordinator:
-                    return await self._cluster.request(message, kind, timeout_s=wait_s + ASK_S), asked_at
+                    self._coordinator = self._another()
+                asked_at = anyio.current_time()
                 connection = None
                 with anyio.move_on_after(ASK_S):
                     connection = await self._cluster.connection(self._coordinator)
@@ -292,11 +294,9 @@ class GroupReader:
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
     def _another(self) -> str:
-        """A broker to ask who coordinates, another than the last; empty: any."""
+        """A broker to ask who coordinates, another than the last."""
         brokers = sorted(self._cluster.brokers)
-        if not brokers:
-            return ""
-        return brokers[(brokers.index(self._coordinator) + 1) % len(brokers) if self._coordinator in brokers else 0]
+        return brokers[(brokers.index(self._coordinator) + 1) % len(brokers) if self._coordinator in brokers else 0] if brokers else ""
 
     def _end(self, error: StreamqError) -> None:
         if self.error is None:

@@ -66,6 +66,13 @@ async def test_one_after_the_other_goes_on_where_the_last_one_stopped() -> None:
         assert sum(p or 0 for p in (await positions(running)).values()) == RECORDS
 
 
+async def test_one_address_of_any_broker_is_enough() -> None:
+    async with filled() as running:
+        for name, broker in running.brokers.items():
+            async with Consumer("{}:{}".format(*broker.config.address), topics=["t"], group=f"by-{name}") as consumer:
+                assert len(await read(consumer, RECORDS)) == RECORDS
+
+
 async def test_what_was_in_hand_when_the_block_failed_comes_again_and_only_that() -> None:
     async with filled() as running:
         handled: list[Record] = []
