@@ -182,7 +182,7 @@ class GroupReader:
         pause_s = PAUSE_S
         while True:
             hold = self.membership.holds.get(place)
-            if hold is None or hold.since != since or hold.is_parting or hold.is_open or self.membership.is_suspended:
+            if hold is None or hold.since != since or not self.membership.may_open(hold):
                 return
             try:
                 await self._reading.open(place, hold.next_offset, may_go_on=lambda: self.membership.on_opened(place, since))

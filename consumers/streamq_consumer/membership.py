@@ -23,7 +23,7 @@ NEVER = float("inf")
 class Hold:
     """`next_offset` is where to begin, and for one that is parting or suspended where it was broken off; None: no position is known."""
 
-    __slots__ = ("committed", "is_open", "is_parting", "next_offset", "since")
+    __slots__ = ("committed", "is_open", "is_parting", "is_released", "next_offset", "since")
 
     def __init__(self, since: int, position: int | None) -> None:
         self.since = since
@@ -32,6 +32,8 @@ class Hold:
         self.is_open = False
         """Its records may be handed out."""
         self.is_parting = False
+        self.is_released = False
+        """It was said to be let go of, and may be another's before the answer comes: nothing of it is read any more."""
 
 
 class Changes(NamedTuple):
@@ -78,7 +80,7 @@ class Membership:
                         changes.closes.append((place, hold))
                         hold.is_open = False
                     hold.is_parting = True
-                elif not hold.is_open:
+                elif not hold.is_open and not hold.is_released:
                     # Also what was to go and may stay after all: it goes on where it was broken off.
                     hold.is_parting = False
                     changes.opens.append(place)
@@ -102,18 +104,21 @@ class Membership:
 
     @property
     def is_parting(self) -> bool:
-        return any(hold.is_parting for hold in self.holds.values())
+        return any(hold.is_parting or hold.is_released for hold in self.holds.values())
+
+    def may_open(self, hold: Hold) -> bool:
+        return not (hold.is_open or hold.is_parting or hold.is_released or self.is_suspended)
 
     def on_opened(self, place: Place, since: int) -> bool:
         """Whether the hold for which this was opened is still to be read."""
         hold = self.holds.get(place)
-        if hold is None or hold.since != since or hold.is_parting or hold.is_open or self.is_suspended:
+        if hold is None or hold.since != since or not self.may_open(hold):
             return False
         hold.is_open = True
         return True
 
     def entries(self, handled: Callable[[Place, Hold], int | None], in_hand: Callable[[Place], bool]) -> tuple[Entry, ...]:
-        """What to commit: positions that moved, and partings of which nothing is in the application's hands.
+        """What to commit now: positions that moved, and partings of which nothing is in the application's hands.
 
         `handled` says up to where a partition was handled, None if that is not known to be further than the committed position.
         """
@@ -122,7 +127,8 @@ class Membership:
             position = handled(place, hold)
             if position is not None and hold.committed is not None and position <= hold.committed:
                 position = None
-            releases = hold.is_parting and not in_hand(place)
+            releases = hold.is_released or (hold.is_parting and not in_hand(place))
+            hold.is_released = releases
             if position is not None or releases:
                 entries.append(Entry(place[0], place[1], hold.since, position, releases))
         return tuple(entries)
