@@ -17,11 +17,14 @@ from streamq.client.settings import Timeouts, refuse_unless
 from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import ReadTip, TipRead
+from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
 from streamq_consumer.group import GroupReader
+from streamq_consumer.handling import Handling, Order
 from streamq_consumer.reading import GroupReading
 from streamq_consumer.records import Record, Tip
+from streamq_consumer.run import Handler, Retry, Runner
 from streamq_consumer.session import Tuning
 from streamq_consumer.settings import ConsumerSettings, GroupSettings
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
@@ -30,6 +33,7 @@ from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 __all__ = ["Consumer", "ConsumerOptions"]
 
 RECORDS_AT_ONCE_MAX: Final = 1_000_000
+JITTER_STEPS: Final = 1 << 20
 
 
 class ConsumerOptions(TypedDict, total=False):
@@ -108,6 +112,8 @@ class Consumer:
         self._rest: Iterator[Record] = iter(self._unpacked)
         self._group: GroupReader | None = None
         self._reading = GroupReading(self, start)
+        self._handling: Handling | None = None
+        """While `run` runs: it knows what is handled."""
         self._yielded: Feed | None = None
         """Of which the application has the record before `position` in its hands."""
 
@@ -181,6 +187,61 @@ class Consumer:
                 records = self._take(max_records)
         return records
 
+    async def run(
+        self,
+        handler: Handler,
+        *,
+        concurrency: int = 1,
+        order: Order = "partition",
+        retry: Retry | None = None,
+        dead_letter: DeadLetter | None = None,
+        stuck_after_s: float = 60.0,
+        drain_s: float = 10.0,
+    ) -> None:
+        """Awaits `handler(record)` for each record, up to `concurrency` at a time, until it is cancelled.
+
+        `order`: one at a time of each partition, of each key in a partition (records without a key are on their own), or "none". An
+        exception of the handler has the record tried again (`retry`; what is behind it in its order waits, the rest goes on), then put
+        into `dead_letter`; without one, `run` ends with HandlerError. In a group, a record counts as handled when its handler has
+        returned or its dead letter is acked, and positions move only past records before which all are.
+
+        Cancelled, or at an error, it begins nothing new, gives what runs `drain_s` to end, and cancels the rest. A handler that takes
+        longer than `stuck_after_s` is named in a warning of the logger `streamq_consumer`, with where it waits. Raises what reading
+        raises (GroupLostError, OffsetError, …), HandlerError, NotFoundError when there is no topic for dead letters.
+        """
+        fetcher = self._open
+        refuse_unless(self._handling is None, "this consumer runs a handler already", code="bad_request")
+        is_committing = self._group_settings is None or self._group_settings.auto_commit
+        refuse_unless(is_committing, "run commits what is handled: leave auto_commit as it is", code="bad_request")
+        if dead_letter is not None:
+            await self._cluster.topic(dead_letter.topic)
+        runner = Runner(
+            _Source(self, fetcher),
+            handler,
+            concurrency=concurrency,
+            order=order,
+            retry=retry or Retry(),
+            dead_letter=dead_letter,
+            stuck_after_s=stuck_after_s,
+            drain_s=drain_s,
+        )
+        self._come_back()
+        self._handling = runner.handling
+        try:
+            await runner.run()
+        finally:
+            self._unhandled()
+
+    def _unhandled(self) -> None:
+        """What `run` has taken and not handled is handed out again, from the first such record of each partition on."""
+        handling, self._handling = self._handling, None
+        assert handling is not None
+        self._reading.on_back()
+        places: list[tuple[str, int]] = [*self._feeds, *(self._group.membership.holds if self._group is not None else ())]
+        for place in places:
+            if (offset := handling.first_undone(place)) is not None and self._fetcher is not None:
+                self._unread(*place, offset)
+
     async def commit(self, positions: Mapping[tuple[str, int], int] | None = None) -> None:
         """Stores how far this member has come, durably, as nothing but `auto_commit` does otherwise: all that was handed out so far, the
         record in hand included, or just these positions (the next offset to be handled, for each partition).
@@ -191,6 +252,23 @@ class Consumer:
         if self._group is None:
             raise RefusedError("only a member of a group commits: Consumer(..., group=...)", code="bad_request")
         await self._group.commit(self._group.positions() if positions is None else positions)
+
+    def pause(self, topic: str | None = None, partition: int | None = None) -> None:
+        """Hands out nothing of this partition, of all of this topic, or of all that is read now, until `resume`. Nothing is lost by it."""
+        for feed in self._chosen(topic, partition):
+            if feed is self._current and length_hint(self._rest):
+                self.seek(feed.topic, feed.index, self.position(feed.topic, feed.index))
+            self._open.pause(feed)
+
+    def resume(self, topic: str | None = None, partition: int | None = None) -> None:
+        """Ends what `pause` with the same arguments, or narrower ones, has begun."""
+        for feed in self._chosen(topic, partition):
+            self._open.resume(feed)
+
+    @property
+    def paused(self) -> tuple[tuple[str, int], ...]:
+        """The (topic, partition) pairs that are paused."""
+        return tuple(place for place, feed in self._feeds.items() if feed.is_paused)
 
     # --- places --------------------------------------------------------------------------------------------------------------
 
@@ -246,6 +324,7 @@ class Consumer:
             buffered=self._fetcher.buffered_records if self._fetcher is not None else 0,
             subscriptions=metrics.subscriptions,
             damaged=metrics.damaged,
+            stuck=metrics.stuck,
         )
 
     # --- inside --------------------------------------------------------------------------------------------------------------
@@ -332,6 +411,15 @@ class Consumer:
             self._reading.on_handed_out((records[0].topic, records[0].partition), records[0].offset)
         return records
 
+    def _chosen(self, topic: str | None, partition: int | None) -> list[Feed]:
+        refuse_unless(partition is None or topic is not None, "a partition is one of a topic: name it", code="bad_request")
+        if topic is not None and partition is not None:
+            return [self._feed(topic, partition)]
+        chosen = [feed for feed in self._feeds.values() if topic is None or feed.topic == topic]
+        if topic is not None and topic not in self._assignment.topics:
+            raise NotFoundError(f"topic {topic!r} is not read by this consumer", code="unknown_topic")
+        return chosen
+
     def _feed(self, topic: str, partition: int) -> Feed:
         feed = self._feeds.get((topic, partition))
         if feed is None:
@@ -345,6 +433,33 @@ class Consumer:
             tip_check_s=self.settings.tip_check_s,
             patience_s=float("inf") if self.settings.patience_s is None else self.settings.patience_s,
         )
+
+
+class _Source:
+    """A consumer, as its runner sees it."""
+
+    def __init__(self, consumer: Consumer, fetcher: Fetcher) -> None:
+        self._consumer = consumer
+        self._fetcher = fetcher
+
+    def take(self, max_records: int) -> list[Record]:
+        return self._consumer._take(max_records)
+
+    async def wait(self) -> None:
+        await self._fetcher.wait_for_news()
+
+    def wake(self) -> None:
+        self._fetcher.wake()
+
+    def on_progress(self) -> None:
+        if self._consumer._group is not None:
+            self._consumer._group.on_back()
+
+    def on_stuck(self) -> None:
+        self._consumer._metrics.stuck += 1
+
+    def jitter(self) -> float:
+        return self._consumer._host.below(JITTER_STEPS) / JITTER_STEPS
 
 
 def _check_count(max_records: int) -> None:

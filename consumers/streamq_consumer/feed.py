@@ -34,6 +34,7 @@ class Feed:
         """To be raised once `batches` is empty; a seek clears it."""
         self.skip_before_ms = skip_before_ms
         """Records before this time are skipped until the first that is not."""
+        self.is_paused = False
         self.is_listed = False
         """It waits its turn to hand out a batch."""
         self.wakes_at = NEVER

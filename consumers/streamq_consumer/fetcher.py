@@ -31,7 +31,7 @@ ASKED_AT_ONCE_MAX: Final = 16
 
 
 class Fetcher:
-    """Invariant: a feed is in `_line` exactly when it `is_listed`, which it is while it has batches."""
+    """Invariant: a feed is in `_line` exactly when it `is_listed`, which it is while it has batches and is not paused."""
 
     def __init__(self, cluster: Cluster, lifetime: Lifetime, metrics: ConsumerMetrics) -> None:
         self.feeds: list[Feed] = []
@@ -65,6 +65,18 @@ class Fetcher:
             feed.is_listed = False
             self._line.remove(feed)
         self._carry_out(feed, feed.session.close())
+
+    def pause(self, feed: Feed) -> None:
+        """Nothing of it is handed out until `resume`; what it has buffered stays, and its broker sends no more than its credit."""
+        feed.is_paused = True
+        if feed.is_listed:
+            feed.is_listed = False
+            self._line.remove(feed)
+
+    def resume(self, feed: Feed) -> None:
+        feed.is_paused = False
+        self._list(feed)
+        self._news.set()
 
     def wake(self) -> None:
         """Has whoever waits for news look again."""
@@ -117,7 +129,7 @@ class Fetcher:
 
     def _raise_failure(self) -> None:
         for feed in self._failed:
-            if not feed.batches and feed.error is not None:
+            if not feed.is_paused and not feed.batches and feed.error is not None:
                 raise feed.error.with_traceback(None)
 
     def seek(self, feed: Feed, offset: int, *, from_earliest: bool = False) -> None:
@@ -248,7 +260,7 @@ class Fetcher:
     # --- handing out ---------------------------------------------------------------------------------------------------------
 
     def _list(self, feed: Feed) -> None:
-        if feed.batches and not feed.is_listed:
+        if feed.batches and not feed.is_listed and not feed.is_paused:
             feed.is_listed = True
             self._line.append(feed)
             self._news.set()

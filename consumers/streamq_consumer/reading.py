@@ -50,13 +50,18 @@ class GroupReading:
     def close(self, place: Place) -> int:
         consumer = self._consumer
         at = consumer.position(*place)
-        if (in_hand := self.in_hand(place)) is not None:
+        handling = consumer._handling
+        if handling is not None and (dropped := handling.drop(place)) is not None:
+            at = dropped
+        if handling is None and (in_hand := self.in_hand(place)) is not None:
             self._in_hand[place] = in_hand
         consumer._remove(place)
         self._share_windows()
         return at
 
     def in_hand(self, place: Place) -> int | None:
+        if self._consumer._handling is not None:
+            return self._consumer._handling.first_undone(place)
         yielded = self._consumer._yielded
         if yielded is not None and (yielded.topic, yielded.index) == place:
             return min(self._consumer.position(*place) - 1, self._in_hand.get(place, yielded.session.position))

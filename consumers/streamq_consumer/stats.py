@@ -23,6 +23,8 @@ class ConsumerStats(msgspec.Struct, frozen=True):
     """Streams opened: one a partition, and one more for each that was lost, left or sought elsewhere."""
     damaged: int
     """Times that what came was damaged, and was read again from another replica."""
+    stuck: int
+    """Times that a handler of `run` was found stuck."""
 
 
 class ConsumerMetrics(MetricSet):
@@ -35,6 +37,7 @@ class ConsumerMetrics(MetricSet):
         self.raw_bytes = 0
         self.subscriptions = 0
         self.damaged = 0
+        self.stuck = 0
 
     def unpacked(self, header: BatchHeader, records: int) -> None:
         """`records` of this batch; those before the position are skipped."""

@@ -1,17 +1,21 @@
 """The consumer for scripts without an event loop: the same names, blocking. The event loop runs in a thread of its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Literal, Self, Unpack
 
+import anyio
+import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from streamq.client.settings import Timeouts
 from streamq.model.errors import StreamqError
 from streamq_consumer.consumer import Consumer as AsyncConsumer
 from streamq_consumer.consumer import ConsumerOptions
+from streamq_consumer.handling import Order
 from streamq_consumer.records import Record, Tip
+from streamq_consumer.run import Retry
 from streamq_consumer.start import Start
 from streamq_consumer.stats import ConsumerStats
 
@@ -100,6 +104,46 @@ class Consumer:
         if positions is None and self._held:
             positions = self.positions()
         self._open.call(self._consumer.commit, positions)
+
+    def run(
+        self,
+        handler: Callable[[Record], object],
+        *,
+        concurrency: int = 1,
+        order: Order = "partition",
+        retry: Retry | None = None,
+        stuck_after_s: float = 60.0,
+    ) -> None:
+        """As the other, with a plain function, which is called in threads, `concurrency` at a time. Ctrl-C waits for those to return."""
+
+        limiter: anyio.CapacityLimiter | None = None
+
+        async def handle(record: Record) -> None:
+            await anyio.to_thread.run_sync(handler, record, limiter=limiter)
+
+        async def run() -> None:
+            nonlocal limiter
+            limiter = anyio.CapacityLimiter(concurrency)
+            await self._consumer.run(handle, concurrency=concurrency, order=order, retry=retry, stuck_after_s=stuck_after_s)
+
+        for place, offset in self._first_held().items():
+            self._open.call(self._consumer._unread, *place, offset)
+        self._held = []
+        self._open.call(run)
+
+    def pause(self, topic: str | None = None, partition: int | None = None) -> None:
+        self._open.call(self._consumer.pause, topic, partition)
+        unread = [record for record in self._held if (record.topic, record.partition) in self._consumer.paused]
+        for place, offset in {(record.topic, record.partition): record.offset for record in unread}.items():
+            self._open.call(self._consumer._unread, *place, offset)
+        self._held = [record for record in self._held if (record.topic, record.partition) not in self._consumer.paused]
+
+    def resume(self, topic: str | None = None, partition: int | None = None) -> None:
+        self._open.call(self._consumer.resume, topic, partition)
+
+    @property
+    def paused(self) -> tuple[tuple[str, int], ...]:
+        return self._consumer.paused
 
     def tip(self, topic: str, partition: int) -> Tip:
         return self._open.call(self._consumer.tip, topic, partition)

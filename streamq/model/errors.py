@@ -11,6 +11,7 @@ __all__ = [
     "CorruptDataError",
     "FencedError",
     "GroupLostError",
+    "HandlerError",
     "NotCoordinatorError",
     "NotFoundError",
     "NotSequencerError",
@@ -103,6 +104,16 @@ class GroupLostError(StreamqError):
         super().__init__(message, code=code, hint=hint)
 
 
+class HandlerError(StreamqError):
+    """The application's handler has failed on `record` for good; `__cause__` is its own error. The record is not done."""
+
+    record: object
+
+    def __init__(self, message: str, *, code: str = "handler_failed", hint: str = "", record: object = None) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.record = record
+
+
 class AlreadyExistsError(StreamqError):
     """What was to be created exists, or a condition that the request makes does not hold. Nothing was changed."""
 
@@ -162,6 +173,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     # others
     "fenced": FencedError,
     "group_lost": GroupLostError,
+    "handler_failed": HandlerError,
     "group_in_use": AlreadyExistsError,
     "topic_exists": AlreadyExistsError,
     "precondition_failed": AlreadyExistsError,

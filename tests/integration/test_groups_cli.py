@@ -11,7 +11,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from streamq_consumer import Consumer
+from streamq.model.errors import HandlerError
+from streamq_consumer import Consumer, Record, Retry
 from streamq_consumer.sync import Consumer as BlockingConsumer
 from tests.integration.local import LocalCluster, local_cluster, wait_until
 
@@ -134,4 +135,26 @@ def test_members_under_asyncio_and_in_scripts(cluster: LocalCluster) -> None:
     with BlockingConsumer(cluster.bootstrap, topics=["both"], group="async") as consumer:
         while len(seen) < RECORDS:
             seen += [record.value for record in consumer.fetch(100)]
+    assert Counter(seen) == values
+
+
+def test_a_plain_function_is_run_for_each_record_in_a_script(cluster: LocalCluster) -> None:
+    values = made(cluster, "plain")
+    seen: list[bytes | None] = []
+    enough = RuntimeError("enough")
+
+    def handle(record: Record) -> None:
+        seen.append(record.value)
+        if len(seen) == RECORDS:
+            raise enough
+
+    with BlockingConsumer(cluster.bootstrap, topics=["plain"], group="plain") as consumer:
+        first = [record.value for record in consumer.fetch(5)]
+        consumer.pause("plain", 0)
+        assert consumer.paused == (("plain", 0),)
+        consumer.resume()
+        seen += first
+        with pytest.raises(HandlerError) as failed:
+            consumer.run(handle, concurrency=3, retry=Retry(attempts=1))
+    assert failed.value.__cause__ is enough
     assert Counter(seen) == values
