@@ -1,8 +1,9 @@
 """The consumer: records out, in order, without a hole or a repeat. A blocking twin is in `streamq_consumer.sync`."""
 
+from streamq.client.times import Lag
 from streamq_consumer.consumer import Consumer
 from streamq_consumer.records import Record, Tip
 from streamq_consumer.settings import ConsumerSettings
 from streamq_consumer.stats import ConsumerStats
 
-__all__ = ["Consumer", "ConsumerSettings", "ConsumerStats", "Record", "Tip"]
+__all__ = ["Consumer", "ConsumerSettings", "ConsumerStats", "Lag", "Record", "Tip"]

@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from streamq.broker.append_times import append_times
 from streamq.broker.each import plain_error
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
@@ -34,11 +35,13 @@ from streamq.model.messages import (
     Ok,
     ReadMetrics,
     ReadTable,
+    ReadTimes,
     ReadTip,
     Rejoin,
     Stop,
     TakenOver,
     TakeOver,
+    TimesRead,
     TipRead,
     TopicCreated,
 )
@@ -52,7 +55,7 @@ log = logging.getLogger(__name__)
 
 TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
-QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy, ReadTable)
+QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, ReadTimes, Copy, ReadTable)
 """Requests that change nothing: cancelled when their connection ends."""
 IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
 """Requests that are carried out by a broker that does not serve (yet, or any more), too."""
@@ -81,6 +84,7 @@ class Requests:
             Stop: self._stop_broker,
             ReadTip: self._read_tip,
             FindOffset: self._find_offset,
+            ReadTimes: self._read_times,
             Copy: self._copy,
             ReadTable: self._read_table,
             TakeOver: self._take_over,
@@ -163,6 +167,10 @@ class Requests:
                 raise UnavailableError(f"broker {self.node.broker} does not hold all of {partition.name}", code="not_replica")
             tip = min(tip, tail) if segment.end is None and tail is not None else tip
         return OffsetFound(tip)
+
+    async def _read_times(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, ReadTimes)
+        return TimesRead(self.node.clock.now_ms(), await append_times(self.node, frame.message.places))
 
     # --- brokers
 

@@ -211,7 +211,8 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
         "            %K and %V the lengths of key and value, %H the number of headers, %% a percent sign;\n"
         "            \\n \\t \\r \\\\ \\0 \\xHH as usual\n"
         "places:     start, end, N (an offset), -N (so many records before the end, over all partitions; write --from=-N),\n"
-        "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)"
+        "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)\n"
+        "            without --from or --since: the last records before --until, or before the end"
     )
     tail = add_verb(commands, "tail", "tail:run", "print the last records of topics, or follow them", epilog=formats)
     tail.add_argument("topic", nargs="+", metavar="TOPIC")
@@ -220,7 +221,7 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     tail.add_argument("--exit-at-end", action="store_true", help="stop at the tip that was read at the start (so it does without -f)")
     tail.add_argument("--from", dest="start", metavar="PLACE", help="where to begin (the last 10 records)")
     tail.add_argument("--since", metavar="TIME", help="begin at this time, or so long ago: 5m")
-    tail.add_argument("--until", metavar="PLACE", help="end before this offset or time")
+    tail.add_argument("--until", metavar="PLACE", help="end before this offset or time; with -f, when that time has come")
     tail.add_argument("-n", "--count", type=natural, metavar="N", help="stop after so many records")
     tail.add_argument("-p", "--partition", action="append", type=natural, metavar="N", help="only this partition; repeat it")
     tail.add_argument("--key", metavar="KEY", help="only records with this key")

@@ -11,7 +11,7 @@ import msgspec
 
 from streamq.model.fields import U63, Id16, Identity, Key, Name, Port, Text, Value
 from streamq.model.ids import Ballot, Member
-from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX, TABLE_PAGE_PRODUCERS_MAX
+from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX, PLACES_PER_REQUEST_MAX, TABLE_PAGE_PRODUCERS_MAX
 from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
 from streamq.model.tables import ProducerSnapshot
@@ -294,6 +294,28 @@ class Records(Message, frozen=True, tag=47):
     start_offset: U63
 
 
+class PlaceAsked(NamedTuple):
+    partition: Id16
+    offset: U63
+
+
+class ReadTimes(Message, frozen=True, tag=130):
+    """When the batches that hold these offsets were appended; below the start offset: the batch there. To a replica of all of them.
+
+    Answered by `TimesRead`, from the headers: no batch is read or decompressed.
+    """
+
+    places: Annotated[tuple[PlaceAsked, ...], msgspec.Meta(max_length=PLACES_PER_REQUEST_MAX)]
+
+
+class TimesRead(Message, frozen=True, tag=131):
+    """In the order asked; None where this broker holds no such offset, or knows of none (yet): another replica may."""
+
+    now_ms: U63
+    """By the clock of the broker that answers, for ages that do not hang on the clock of who asks."""
+    append_times: tuple[U63 | None, ...]
+
+
 # --- brokers: replication --------------------------------------------------------------------------------------------------
 
 
@@ -543,7 +565,7 @@ AnyMessage = (
     | Metadata | MetadataView | CreateTopic | TopicCreated | DeleteTopic | ListTopics | Topics
     | DescribePartition | PartitionDescription | BrokerStatus | BrokerState | Stop | ReadMetrics | Metrics
     | Produce | Produced
-    | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records
+    | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records | ReadTimes | TimesRead
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
     | ReadTable | Table
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
