@@ -6,12 +6,14 @@ from typing import Final
 
 import trio
 
+from streamq.broker.alterations import alter
 from streamq.broker.append_times import append_times
 from streamq.broker.each import plain_error
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
 from streamq.broker.readmission import Readmissions
+from streamq.broker.retention import Trims
 from streamq.broker.session import Session, answer, failure_of, need_broker
 from streamq.broker.successions import Successions
 from streamq.broker.tips import read_tip
@@ -20,6 +22,7 @@ from streamq.model.batches import Batch
 from streamq.model.errors import RefusedError, StreamqError, UnavailableError
 from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX
 from streamq.model.messages import (
+    AlterTopic,
     BrokerState,
     BrokerStatus,
     Copy,
@@ -33,6 +36,7 @@ from streamq.model.messages import (
     Metadata,
     OffsetFound,
     Ok,
+    PartitionTrimmed,
     ReadMetrics,
     ReadTable,
     ReadTimes,
@@ -44,6 +48,7 @@ from streamq.model.messages import (
     TimesRead,
     TipRead,
     TopicCreated,
+    TrimPartition,
 )
 from streamq.model.messages import Topics as TopicList
 from streamq.model.registers import BrokerRegister
@@ -71,12 +76,15 @@ class Requests:
         self.readmissions = readmissions
         self.successions = successions
         self.topics = Topics(node)
+        self.trims = Trims(node)
         self._stop = stop
         self._usage = usage
         self._tasks: dict[type[Message], Task] = {
             Metadata: self._metadata,
             CreateTopic: self._create_topic,
             DeleteTopic: self._delete_topic,
+            AlterTopic: self._alter_topic,
+            TrimPartition: self._trim,
             ListTopics: self._list_topics,
             DescribePartition: self._describe,
             BrokerStatus: self._status,
@@ -222,6 +230,18 @@ class Requests:
         assert isinstance(frame.message, DeleteTopic)
         await self.topics.delete(frame.message.name)
         return Ok()
+
+    async def _alter_topic(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, AlterTopic)
+        return await alter(self.topics, frame.message)
+
+    async def _trim(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, TrimPartition)
+        partition = self.node.partitions.get(message.partition)
+        if partition is None:
+            raise unknown_partition(message.partition)
+        return PartitionTrimmed(await self.trims.trim_to(partition, message.before))
 
     async def _list_topics(self, session: Session, frame: Frame) -> Message:
         return TopicList(tuple(await self.topics.list()))

@@ -21,6 +21,8 @@ from streamq.cli.arguments import (
     parse_span,
     positive_float,
     positive_int,
+    size_or_none,
+    span_or_none,
 )
 from streamq.cli.bench.grammar import add_bench
 
@@ -46,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _add_local(commands)
     _add_cluster(add_group(commands, "cluster", "brokers of a cluster on this machine, as background processes"))
     _add_broker(add_group(commands, "broker", "one broker: run it, found it, bring it back"))
-    _add_topic(add_group(commands, "topic", "create, list, describe and remove topics"))
+    _add_topic(add_group(commands, "topic", "create, list, describe, alter, trim and remove topics"))
     _add_produce(commands)
     _add_tail(commands)
     _add_log(add_group(commands, "log", "look at a broker's data directory while it is stopped"))
@@ -181,7 +183,37 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
     rm = add_verb(verbs, "rm", "topic:rm", "remove topics with all their records")
     rm.add_argument("topic", nargs="+", metavar="NAME")
     _destructive(rm)
-    for verb in (create, ls, describe, rm):
+    alter = add_verb(
+        verbs,
+        "alter",
+        "alter:run",
+        "change what a topic keeps, and its quorums",
+        epilog="retention holds at once, quorums from the next epoch of each partition on\n"
+        "example: streamq topic alter orders --retention-time 7d",
+    )
+    alter.add_argument("topic", metavar="NAME")
+    alter.add_argument("--retention-bytes", type=size_or_none, metavar="SIZE|none", help="per partition and replica; none: for ever")
+    alter.add_argument("--retention-time", type=span_or_none, metavar="TIME|none", help="since records were appended; none: for ever")
+    alter.add_argument("--write-quorum", "-W", type=positive_int, metavar="W", help="copies on disk before a record is acked")
+    alter.add_argument("--read-quorum", "-R", type=positive_int, metavar="R", help="replicas asked for the committed offset; W + R > N")
+    alter.add_argument("--now", action="store_true", help="begin a new epoch of each partition for its quorums; producers wait a moment")
+    alter.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    for refused in ("--replicas", "--partitions"):
+        alter.add_argument(refused, help=argparse.SUPPRESS)
+    trim = add_verb(
+        verbs,
+        "trim",
+        "trim:run",
+        "remove the oldest records for good: the log begins later then",
+        epilog="example: streamq topic trim orders --before 7d",
+    )
+    trim.add_argument("topic", metavar="NAME")
+    trim.add_argument(
+        "--before", required=True, metavar="OFFSET|TIME|end", help="the first that stays; a TIME as for tail: 7d is 7 days ago"
+    )
+    trim.add_argument("-p", "--partition", type=natural, metavar="N", help="only this one; needed with an OFFSET if there are several")
+    _destructive(trim)
+    for verb in (create, ls, describe, alter, trim, rm):
         add_cluster_options(verb)
 
 

@@ -193,6 +193,41 @@ class Metrics(Message, frozen=True, tag=23):
     histograms: NamedHistograms
 
 
+class AlterTopic(Message, frozen=True, tag=132):
+    """Answered by `TopicAltered`. Retention holds at once, quorums from the next epoch of each partition on (P-36)."""
+
+    name: Name
+    write: U63 = 0
+    """Zero leaves it as it is; the same of `read`."""
+    read: U63 = 0
+    retention_bytes: U63 | None = None
+    """None leaves it as it is, zero: for ever; the same of `retention_ms`."""
+    retention_ms: U63 | None = None
+    now: bool = False
+    """Have each partition begin a new epoch for its quorums, where all its replicas are up."""
+    dry_run: bool = False
+    """Only say what would come of it."""
+
+
+class TopicAltered(Message, frozen=True, tag=133):
+    before: TopicRegister
+    after: TopicRegister
+    pending: tuple[U63, ...] = ()
+    """Partitions whose open epoch has other quorums than the topic now."""
+
+
+class TrimPartition(Message, frozen=True, tag=134):
+    """To the sequencer: have the log begin at `before`, at most the high watermark (P-41). Answered by `PartitionTrimmed`, which may take
+    a while: until W replicas hold the idempotence table there in a checkpoint (P-34). May be asked again."""
+
+    partition: Id16
+    before: U63
+
+
+class PartitionTrimmed(Message, frozen=True, tag=135):
+    start_offset: U63
+
+
 # --- clients: produce ------------------------------------------------------------------------------------------------------
 
 
@@ -469,6 +504,12 @@ class Table(Message, frozen=True, tag=75):
     more: bool
 
 
+class KeepTable(Message, frozen=True, tag=136):
+    """One-way: make a checkpoint soon that holds the idempotence table as it is now; a trim waits for it (P-34)."""
+
+    partition: Id16
+
+
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
 
 
@@ -564,9 +605,10 @@ AnyMessage = (
     Hello | Welcome | Failure | Heartbeat | Ok
     | Metadata | MetadataView | CreateTopic | TopicCreated | DeleteTopic | ListTopics | Topics
     | DescribePartition | PartitionDescription | BrokerStatus | BrokerState | Stop | ReadMetrics | Metrics
+    | AlterTopic | TopicAltered | TrimPartition | PartitionTrimmed
     | Produce | Produced
     | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records | ReadTimes | TimesRead
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
-    | ReadTable | Table
+    | ReadTable | Table | KeepTable
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
 )  # fmt: skip
