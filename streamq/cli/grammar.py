@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     _add_topic(add_group(commands, "topic", "create, list, describe, alter, trim and remove topics"))
     _add_produce(commands)
     _add_tail(commands)
+    _add_export(commands)
     _add_log(add_group(commands, "log", "look at a broker's data directory while it is stopped"))
     add_bench(add_group(commands, "bench", "measure a cluster of its own, or one that runs"))
     doctor = add_verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
@@ -260,6 +261,38 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     tail.add_argument("--grep", metavar="REGEX", help="only records whose value matches")
     tail.add_argument("--broker", metavar="ID", help="read the data from this replica")
     tail.add_argument("-F", "--format", metavar="FORMAT", help="print each record so, for example '%%t/%%p@%%o %%k %%v\\n'")
+
+
+def _add_export(commands: "Verbs[Parser]") -> None:
+    export = add_verb(
+        commands,
+        "export",
+        "export:run",
+        "write the records of a topic to stdout, whole, for `streamq import`",
+        epilog="example: streamq export orders > orders.sqexport\nplaces: start, end, N (an offset), TIME as for tail",
+    )
+    export.add_argument("topic", metavar="TOPIC")
+    add_cluster_options(export)
+    export.add_argument("--from", dest="start", metavar="PLACE", help="where to begin (start)")
+    export.add_argument("--since", metavar="TIME", help="begin at this time, or so long ago: 5m")
+    export.add_argument("--until", metavar="PLACE", help="end before this offset or time (the tip when it begins)")
+    export.add_argument("-p", "--partition", action="append", type=natural, metavar="N", help="only this partition; repeat it")
+    export.add_argument("--broker", metavar="ID", help="read the data from this replica")
+    read_back = add_verb(
+        commands,
+        "import",
+        "importing:run",
+        "send the records of an export to a topic; keys, headers and times are kept, and partitions if there are as many",
+    )
+    read_back.add_argument("topic", metavar="TOPIC")
+    read_back.add_argument("file", nargs="?", default="-", metavar="FILE", help="instead of stdin")
+    add_cluster_options(read_back)
+    read_back.add_argument("--keep-partitions", action="store_true", help="to the same partition, also when the topic has more of them")
+    read_back.add_argument(
+        "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="for one record to be acked, retries included (30)"
+    )
+    for verb in (export, read_back):
+        verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
 def _add_log(verbs: "Verbs[Parser]") -> None:

@@ -21,10 +21,13 @@ from streamq.model.errors import OffsetError, RefusedError
 from streamq.model.limits import OFFSET_MAX
 from streamq_consumer import Consumer, Record
 
-__all__ = ["Range", "Tail", "filter_of", "open_consumer", "printer_of", "run"]
+__all__ = ["Printer", "Range", "Tail", "filter_of", "open_consumer", "printer_of", "run", "write_out"]
 
 DEFAULT_RECORDS: Final = 10
 FETCH_RECORDS: Final = 20_000
+FETCH_RECORDS_FIRST: Final = 200
+FETCH_BYTES: Final = 16 << 20
+"""So many records are fetched at a time as have about so many bytes, going by those before them."""
 FETCH_TIMEOUT_S: Final = 1.0
 PATIENCE_S: Final = 30.0
 """Without -f: how long nothing at all can be read before that is an error."""
@@ -115,6 +118,7 @@ class Tail:
         self._keep = keep
         self._from = 0
         """No record below this offset is printed."""
+        self._fetches = FETCH_RECORDS_FIRST
 
     async def print_range(self, consumer: Consumer) -> None:
         wanted = self.wanted
@@ -168,7 +172,7 @@ class Tail:
                 ends = {place: tip.high_watermark for place, tip in (await consumer.tips()).items()}
             if all(consumer.position(*place) >= end for place, end in ends.items()):
                 return
-            records = await consumer.fetch(FETCH_RECORDS, timeout=FETCH_TIMEOUT_S)
+            records = await self._fetch(consumer)
             if any(consumer.position(*place) > end for place, end in ends.items()):
                 records = [record for record in records if record.offset < ends[record.topic, record.partition]]
             if until_ms is not None:
@@ -176,6 +180,14 @@ class Tail:
             if self._from and self.wanted.follows:
                 records = [record for record in records if record.offset >= self._from]
             await self._print(records)
+
+    async def _fetch(self, consumer: Consumer) -> list[Record]:
+        """As many as fit into memory, whatever their size."""
+        records = await consumer.fetch(self._fetches, timeout=FETCH_TIMEOUT_S)
+        if records:
+            size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
+            self._fetches = max(1, min(FETCH_RECORDS, 4 * self._fetches, FETCH_BYTES * len(records) // (size + 1)))
+        return records
 
     @property
     def _has_enough(self) -> bool:
@@ -188,11 +200,12 @@ class Tail:
             records = records[: self.wanted.count - self.printed]
         if records:
             # In a thread: whoever reads the pipe may take its time, and the broker must go on hearing from us.
-            await anyio.to_thread.run_sync(_write, self._printer(records), abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(write_out, self._printer(records), abandon_on_cancel=True)
             self.printed += len(records)
 
 
-def _write(output: bytes) -> None:
+def write_out(output: bytes) -> None:
+    """Returns when whoever reads stdout, or the system for it, has taken all of it."""
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
 
@@ -205,6 +218,7 @@ def _now_ms() -> int:
 
 
 def printer_of(options: argparse.Namespace) -> Printer:
+    """How `-F`, `-o` and where stdout goes say that records are printed. Raises RefusedError."""
     if options.format is not None:
         if options.output == "json":
             raise RefusedError("-F and -o json are two formats", code="usage", hint="use one of them")

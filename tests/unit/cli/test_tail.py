@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     written: list[bytes] = []
-    monkeypatch.setattr(tail, "_write", written.append)
+    monkeypatch.setattr(tail, "write_out", written.append)
     monkeypatch.setattr(tail, "_now_ms", lambda: Clock.now_ms)
     monkeypatch.setattr(tail, "FETCH_TIMEOUT_S", 0.05)
     monkeypatch.setattr(Clock, "now_ms", NOW_MS)
