@@ -1,5 +1,6 @@
 """The consumer: records out, in order, without a hole or a repeat. A blocking twin is in `streamq_consumer.sync`."""
 
+from streamq.client.times import Lag
 from streamq_consumer.consumer import Consumer
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.records import Record, Tip
@@ -7,4 +8,4 @@ from streamq_consumer.run import Retry
 from streamq_consumer.settings import ConsumerSettings
 from streamq_consumer.stats import ConsumerStats
 
-__all__ = ["Consumer", "ConsumerSettings", "ConsumerStats", "DeadLetter", "Record", "Retry", "Tip"]
+__all__ = ["Consumer", "ConsumerSettings", "ConsumerStats", "DeadLetter", "Lag", "Record", "Retry", "Tip"]

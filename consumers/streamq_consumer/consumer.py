@@ -14,6 +14,7 @@ from streamq.client.cluster import Cluster
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
+from streamq.client.times import Lag, Place, read_lags, read_tips
 from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import ReadTip, TipRead
@@ -22,6 +23,7 @@ from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
 from streamq_consumer.group import GroupReader
 from streamq_consumer.handling import Handling, Order
+from streamq_consumer.latest import read_last
 from streamq_consumer.reading import GroupReading
 from streamq_consumer.records import Record, Tip
 from streamq_consumer.run import Handler, Retry, Runner
@@ -29,6 +31,7 @@ from streamq_consumer.session import Tuning
 from streamq_consumer.settings import ConsumerSettings, GroupSettings
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
 from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
+from streamq_consumer.times import When, offsets_for_times
 
 __all__ = ["Consumer", "ConsumerOptions"]
 
@@ -303,10 +306,45 @@ class Consumer:
         Raises NotFoundError, or UnavailableError when R replicas do not answer.
         """
         told = await self._cluster.request(ReadTip(topic, partition), TipRead)
+        return self._told(topic, partition, told)
+
+    async def tips(self) -> dict[Place, Tip]:
+        """As `tip`, of every partition that is read."""
+        return {place: self._told(*place, told) for place, told in (await read_tips(self._cluster, self._feeds)).items()}
+
+    def _told(self, topic: str, partition: int, told: TipRead) -> Tip:
         feed = self._feeds.get((topic, partition))
         if feed is not None and self._fetcher is not None:
             self._fetcher.on_tip(feed, told)
         return Tip(topic, partition, told.high_watermark, told.epoch, told.start_offset, told.answered)
+
+    async def offsets_for_times(self, times: Mapping[Place, When] | When) -> dict[Place, int]:
+        """The offset of the first record at or after a time (a datetime, or milliseconds since 1970), of any partitions; one time alone
+        stands for all partitions that are read. Where no record is so late: the tip, by a quorum read, where the next one will be.
+
+        Times are the producers', and need not rise with the offsets: what follows may be older again. Changes no position.
+        Raises NotFoundError, or UnavailableError when nobody can serve a partition for some seconds.
+        """
+        asked = times if isinstance(times, Mapping) else dict.fromkeys(self._feeds, times)
+        return await offsets_for_times(self._cluster, asked)
+
+    async def lag(self) -> dict[Place, Lag]:
+        """How far each partition that is read is behind its tip (a quorum read): in records not handed out yet, and in seconds since the
+        oldest of them was appended. Costs no data. Raises UnavailableError."""
+        return await self.lag_from(self.positions())
+
+    async def lag_from(self, positions: Mapping[Place, int]) -> dict[Place, Lag]:
+        """As `lag`, of somebody who stands at these offsets, of any partitions."""
+        return await read_lags(self._cluster, positions)
+
+    async def last(self, count: int, *, ends: Mapping[Place, int] | None = None) -> list[Record]:
+        """The last `count` records over all partitions that are read, in order of time; reading goes on behind them, at the tips.
+
+        Each partition's records stay in their own order. `ends`: count back from these offsets instead, as `offsets_for_times` gives them;
+        those past the tip mean the tip. At most `LAST_RECORDS_MAX` over all partitions are looked at, `count` of each.
+        A call that fails or is cancelled leaves all positions as they were.
+        """
+        return await read_last(self, count, ends or {})
 
     @property
     def trouble(self) -> StreamqError | None:

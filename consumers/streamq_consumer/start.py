@@ -15,7 +15,7 @@ from streamq.model.messages import FindOffset, OffsetFound, PartitionView, ReadT
 from streamq_consumer.feed import Feed
 from streamq_consumer.session import PartitionSession, Tuning
 
-__all__ = ["Assignment", "Start", "check_start", "open_feed", "open_feeds"]
+__all__ = ["Assignment", "Position", "Start", "check_start", "find_offset", "make_feed", "open_feed", "open_feeds"]
 
 Start = Literal["earliest", "latest"] | int | datetime | Mapping[tuple[str, int], int]
 
@@ -34,7 +34,9 @@ class Assignment(NamedTuple):
     broker: str
 
 
-class _Place(NamedTuple):
+class Position(NamedTuple):
+    """Where one partition begins; of what follows, records before `skip_before_ms` are left out until one is not."""
+
     offset: int
     from_earliest: bool = False
     skip_before_ms: int = 0
@@ -55,7 +57,7 @@ def check_start(start: Start) -> None:
 async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tuning: Callable[[int], Tuning]) -> list[Feed]:
     """A feed for each partition. Raises NotFoundError, OffsetError, or UnavailableError when a question had no answer."""
     chosen = await _look_up(cluster, assignment)
-    places: dict[tuple[str, int], _Place] = {}
+    places: dict[tuple[str, int], Position] = {}
     errors: list[StreamqError] = []
     limiter = anyio.CapacityLimiter(LOOKUPS_AT_ONCE_MAX)
 
@@ -73,7 +75,7 @@ async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tun
     if errors:
         raise errors[0]
     tuned = tuning(len(chosen))
-    return [_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
+    return [make_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
 
 
 async def open_feed(cluster: Cluster, topic: str, index: int, offset: int | None, start: Start, tuning: Tuning) -> Feed:
@@ -83,11 +85,11 @@ async def open_feed(cluster: Cluster, topic: str, index: int, offset: int | None
     if index >= len(view.partitions):
         raise NotFoundError(f"topic {topic!r} has partitions 0 to {len(view.partitions) - 1}, not {index}", code="unknown_partition")
     partition = view.partitions[index]
-    place = _Place(offset) if offset is not None else await _place(cluster, topic, index, partition, start)
-    return _feed(topic, index, partition, place, "", tuning)
+    place = Position(offset) if offset is not None else await _place(cluster, topic, index, partition, start)
+    return make_feed(topic, index, partition, place, "", tuning)
 
 
-def _feed(topic: str, index: int, view: PartitionView, place: _Place, broker: str, tuning: Tuning) -> Feed:
+def make_feed(topic: str, index: int, view: PartitionView, place: Position, broker: str, tuning: Tuning) -> Feed:
     session = PartitionSession(
         offset=place.offset,
         from_earliest=place.from_earliest,
@@ -124,27 +126,27 @@ async def _look_up(cluster: Cluster, assignment: Assignment) -> list[tuple[str, 
     return chosen
 
 
-async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, start: Start) -> _Place:
+async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, start: Start) -> Position:
     if isinstance(start, Mapping):
         start = start.get((topic, index), "earliest")
     if isinstance(start, datetime):
         at = int(start.timestamp() * 1000)
-        return _Place(await _find(cluster, view, at), skip_before_ms=at)
+        return Position(await find_offset(cluster, view, at), skip_before_ms=at)
     if start == "earliest":
-        return _Place(view.start_offset, from_earliest=True)
+        return Position(view.start_offset, from_earliest=True)
     tip = await cluster.request(ReadTip(topic, index), TipRead)
     if start == "latest":
-        return _Place(tip.high_watermark)
+        return Position(tip.high_watermark)
     assert isinstance(start, int)
     where = f"partition {index} of {topic!r} has offsets {tip.start_offset} up to {tip.high_watermark}"
     if start < tip.start_offset:
         raise OffsetError(f"offset {start} is trimmed: {where}", code="offset_trimmed", hint="begin with earliest")
     if start > tip.high_watermark:
         raise OffsetError(f"offset {start} is past the tip: {where}", code="offset_ahead", hint="begin with latest")
-    return _Place(start)
+    return Position(start)
 
 
-async def _find(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
+async def find_offset(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
     """Asks one replica after the other: only they have an index of times, and one that is behind may lack what is asked for.
 
     The first is the one that will be read from: it is connected.

@@ -10,6 +10,7 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from streamq.client.settings import Timeouts
+from streamq.client.times import Lag, Place
 from streamq.model.errors import StreamqError
 from streamq_consumer.consumer import Consumer as AsyncConsumer
 from streamq_consumer.consumer import ConsumerOptions
@@ -18,6 +19,7 @@ from streamq_consumer.records import Record, Tip
 from streamq_consumer.run import Retry
 from streamq_consumer.start import Start
 from streamq_consumer.stats import ConsumerStats
+from streamq_consumer.times import When
 
 __all__ = ["Consumer", "Record", "Tip"]
 
@@ -147,6 +149,23 @@ class Consumer:
 
     def tip(self, topic: str, partition: int) -> Tip:
         return self._open.call(self._consumer.tip, topic, partition)
+
+    def tips(self) -> dict[Place, Tip]:
+        return self._open.call(self._consumer.tips)
+
+    def offsets_for_times(self, times: Mapping[Place, When] | When) -> dict[Place, int]:
+        return self._open.call(self._consumer.offsets_for_times, times)
+
+    def lag(self) -> dict[Place, Lag]:
+        return self._open.call(self._consumer.lag_from, self.positions())
+
+    def last(self, count: int, *, ends: Mapping[Place, int] | None = None) -> list[Record]:
+        async def last() -> list[Record]:
+            return await self._consumer.last(count, ends=ends)
+
+        records = self._open.call(last)
+        self._held = []
+        return records
 
     @property
     def trouble(self) -> StreamqError | None:

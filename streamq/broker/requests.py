@@ -6,12 +6,15 @@ from typing import Final
 
 import trio
 
+from streamq.broker.alterations import alter
+from streamq.broker.append_times import append_times
 from streamq.broker.each import plain_error
 from streamq.broker.groups import Groups
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
 from streamq.broker.readmission import Readmissions
+from streamq.broker.retention import Trims
 from streamq.broker.session import Session, answer, failure_of, need_broker
 from streamq.broker.successions import Successions
 from streamq.broker.tips import read_tip
@@ -20,6 +23,7 @@ from streamq.model.batches import Batch
 from streamq.model.errors import RefusedError, StreamqError, UnavailableError
 from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX
 from streamq.model.messages import (
+    AlterTopic,
     Attend,
     BrokerState,
     BrokerStatus,
@@ -40,17 +44,21 @@ from streamq.model.messages import (
     Metadata,
     OffsetFound,
     Ok,
+    PartitionTrimmed,
     PlaceGroup,
     ReadGroup,
     ReadMetrics,
     ReadTable,
+    ReadTimes,
     ReadTip,
     Rejoin,
     Stop,
     TakenOver,
     TakeOver,
+    TimesRead,
     TipRead,
     TopicCreated,
+    TrimPartition,
 )
 from streamq.model.messages import Groups as GroupList
 from streamq.model.messages import Topics as TopicList
@@ -63,7 +71,9 @@ log = logging.getLogger(__name__)
 
 TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
-QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy, ReadTable, Attend, ListGroups, ReadGroup)
+QUESTIONS: Final = (
+    Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, ReadTimes, Copy, ReadTable, Attend, ListGroups, ReadGroup,
+)  # fmt: skip
 """Requests that change nothing: cancelled when their connection ends."""
 IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
 """Requests that are carried out by a broker that does not serve (yet, or any more), too."""
@@ -80,12 +90,15 @@ class Requests:
         self.successions = successions
         self.topics = Topics(node)
         self.groups = Groups(node)
+        self.trims = Trims(node)
         self._stop = stop
         self._usage = usage
         self._tasks: dict[type[Message], Task] = {
             Metadata: self._metadata,
             CreateTopic: self._create_topic,
             DeleteTopic: self._delete_topic,
+            AlterTopic: self._alter_topic,
+            TrimPartition: self._trim,
             ListTopics: self._list_topics,
             DescribePartition: self._describe,
             BrokerStatus: self._status,
@@ -93,6 +106,7 @@ class Requests:
             Stop: self._stop_broker,
             ReadTip: self._read_tip,
             FindOffset: self._find_offset,
+            ReadTimes: self._read_times,
             Copy: self._copy,
             ReadTable: self._read_table,
             TakeOver: self._take_over,
@@ -219,6 +233,10 @@ class Requests:
         await self.groups.delete(frame.message.group)
         return Ok()
 
+    async def _read_times(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, ReadTimes)
+        return TimesRead(self.node.clock.now_ms(), await append_times(self.node, frame.message.places))
+
     # --- brokers
 
     async def _copy(self, session: Session, frame: Frame) -> tuple[Message, Sequence[Batch]]:
@@ -269,6 +287,18 @@ class Requests:
         assert isinstance(frame.message, DeleteTopic)
         await self.topics.delete(frame.message.name)
         return Ok()
+
+    async def _alter_topic(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, AlterTopic)
+        return await alter(self.topics, frame.message)
+
+    async def _trim(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, TrimPartition)
+        partition = self.node.partitions.get(message.partition)
+        if partition is None:
+            raise unknown_partition(message.partition)
+        return PartitionTrimmed(await self.trims.trim_to(partition, message.before))
 
     async def _list_topics(self, session: Session, frame: Frame) -> Message:
         return TopicList(tuple(await self.topics.list()))

@@ -17,8 +17,8 @@ from streamq.broker.node import Node
 from streamq.broker.partition import Partition
 from streamq.log.retention import Retention, new_start, wants_roll
 from streamq.metadata.changes import trim
-from streamq.model.errors import StreamqError
-from streamq.model.messages import Open, Tip, TipAnswer
+from streamq.model.errors import NotSequencerError, OffsetError, StreamqError, UnavailableError
+from streamq.model.messages import KeepTable, Open, Tip, TipAnswer
 from streamq.model.quorum import high_watermark
 from streamq.model.registers import PartitionRegister, partition_key
 
@@ -26,13 +26,23 @@ if TYPE_CHECKING:
     from streamq.broker.follower import Follower
     from streamq.broker.sequencing import Sequencing
 
-__all__ = ["SWEEP_INTERVAL_S", "Trims"]
+__all__ = ["SWEEP_INTERVAL_S", "Trims", "keep_table"]
 
 log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S: Final = 2.0
 """Between two looks at the files, give or take half of it, so that brokers do not all look at once."""
 TRIMS_AT_ONCE: Final = 4
+BY_HAND_S: Final = 25.0
+"""How long a trim by hand waits for checkpoints, which are made every 10 s at least where something was written."""
+BY_HAND_PAUSE_S: Final = 0.1
+
+
+def keep_table(partition: Partition) -> None:
+    """Has a checkpoint made that holds the table as it is now, unless there is one. Of an idle partition none would come by itself."""
+    replica = partition.replica
+    if replica.table_kept < replica.table.position:
+        partition.node.storage.trim(partition.id, min(replica.start_offset, replica.trimmable))
 
 
 class Trims:
@@ -81,6 +91,46 @@ class Trims:
             log.info("%s: not trimmed for now: %s", partition.name, error)
         finally:
             partition.busy.discard("trim")
+
+    async def trim_to(self, partition: Partition, before: int) -> int:
+        """By hand, on the sequencer: returns the new start offset, once it stands in the register.
+
+        Raises OffsetError for an offset past the high watermark, NotSequencerError, UnavailableError when too few tables became durable in
+        time (P-34); nothing was trimmed then, or less than asked for by whoever was first.
+        """
+        replica = partition.replica
+        with trio.move_on_after(BY_HAND_S):
+            while before > replica.start_offset:
+                sequencing = partition.sequencing
+                if sequencing is None:
+                    raise NotSequencerError(f"broker {self.node.broker} is not the sequencer of {partition.name}")
+                if before > replica.high_watermark[1]:
+                    message = f"offset {before} is past the tip of {partition.name}, {replica.high_watermark[1]}"
+                    raise OffsetError(message, code="offset_ahead", hint="--before=end trims all there is")
+                if "trim" not in partition.busy:
+                    partition.busy.add("trim")
+                    try:
+                        if await self._table_limit(partition, sequencing) >= before:
+                            return (await self.raise_start(partition, before)).start_offset
+                    finally:
+                        partition.busy.discard("trim")
+                    self._ask_for_tables(partition, sequencing)
+                await trio.sleep(BY_HAND_PAUSE_S)
+        if before <= replica.start_offset:
+            return replica.start_offset
+        raise UnavailableError(
+            f"{partition.name} is not trimmed: fewer than a write quorum of replicas hold its table in a checkpoint after {BY_HAND_S:g} s",
+            code="timed_out",
+            hint="are all its replicas up? try again",
+        )
+
+    def _ask_for_tables(self, partition: Partition, sequencing: "Sequencing") -> None:
+        keep_table(partition)
+        for broker in sequencing.followers:
+            peer = self.node.peers.get(broker)
+            if peer is not None and peer.channel is not None:
+                peer.channel.send(KeepTable(partition.id))
+        self.node.flush()
 
     async def _table_limit(self, partition: Partition, sequencing: "Sequencing") -> int:
         """The position that the durable tables of W replicas of the open epoch, this one among them, have come to (P-34)."""

@@ -11,6 +11,7 @@ from streamq.broker.node import Node
 from streamq.broker.partition import Partition, unknown_partition
 from streamq.broker.peers import Peer
 from streamq.broker.requests import TIP_DEADLINE_S, Requests
+from streamq.broker.retention import keep_table
 from streamq.broker.session import ReplyTo, Session, answer, failure_of, need_broker
 from streamq.broker.subscription import Subscription, stream
 from streamq.broker.successions import Successions
@@ -25,6 +26,7 @@ from streamq.model.messages import (
     Credit,
     Failure,
     Heartbeat,
+    KeepTable,
     ListKeys,
     Message,
     Nack,
@@ -72,6 +74,7 @@ class BrokerRouter:
             Repair: self._to_replica,
             Open: self._to_replica,
             Tip: self._to_replica,
+            KeepTable: self._keep_table,
             **dict.fromkeys(ACCEPTOR_MESSAGES, self._to_acceptor),
         }
 
@@ -237,6 +240,13 @@ class BrokerRouter:
         partition = self.successions.partition(register.id)
         partition.carry_out(partition.replica.on_open(register, ReplyTo(session, frame.request)))
         partition.heard(register)
+
+    def _keep_table(self, session: Session, frame: Frame) -> None:
+        assert isinstance(frame.message, KeepTable)
+        need_broker(session)
+        partition = self.node.partitions.get(frame.message.partition)
+        if partition is not None:
+            keep_table(partition)
 
     def _to_acceptor(self, session: Session, frame: Frame) -> None:
         if not isinstance(frame.message, ReadVoters):

@@ -77,7 +77,8 @@ class Sequencing:
 
     def learn(self, register: PartitionRegister) -> None:
         """What followers are told when they come back, and what retention goes by, is the newest that was heard of this epoch."""
-        if register.last.epoch == self.epoch and register.start_offset >= self.register.start_offset:
+        mine = self.register
+        if register.last.epoch == self.epoch and register.start_offset >= mine.start_offset and register.settings >= mine.settings:
             self.register = register
             self.retention = Retention(register.retention_bytes, register.retention_ms)
             self._changed()

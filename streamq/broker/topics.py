@@ -17,6 +17,7 @@ from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError
 from streamq.model.ids import Member
 from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN, TOPICS_MAX
 from streamq.model.messages import (
+    AlterTopic,
     BrokerAddress,
     CreateTopic,
     MetadataView,
@@ -55,11 +56,12 @@ def check_name(name: str) -> None:
         )
 
 
-def check_retention(message: CreateTopic) -> None:
+def check_retention(message: CreateTopic | AlterTopic) -> None:
     """Raises RefusedError for a retention under which there would be nothing but files."""
-    if message.retention_bytes is not None and message.retention_bytes < RETENTION_BYTES_MIN:
+    lasts_for_ever = 0 if isinstance(message, AlterTopic) else None
+    if message.retention_bytes not in (None, lasts_for_ever) and message.retention_bytes < RETENTION_BYTES_MIN:
         raise RefusedError(f"retention_bytes is at least {RETENTION_BYTES_MIN}, not {message.retention_bytes}", code="bad_request")
-    if message.retention_ms is not None and message.retention_ms < RETENTION_MS_MIN:
+    if message.retention_ms not in (None, lasts_for_ever) and message.retention_ms < RETENTION_MS_MIN:
         raise RefusedError(f"retention_ms is at least {RETENTION_MS_MIN}, not {message.retention_ms}", code="bad_request")
 
 
@@ -77,7 +79,7 @@ class Topics:
         self._read_at: dict[str, float] = {}
         self._opening: set[str] = set()
 
-    async def _topic(self, name: str) -> TopicRegister:
+    async def register(self, name: str) -> TopicRegister:
         """By a quorum read. Raises NotFoundError."""
         register = await self.node.registers.get_as(TopicRegister, topic_key(name))
         if register is None or register.deleted:
@@ -103,7 +105,7 @@ class Topics:
         check_name(message.name)
         if not 1 <= message.partitions <= PARTITIONS_PER_TOPIC_MAX:
             raise RefusedError(f"a topic has 1 to {PARTITIONS_PER_TOPIC_MAX} partitions, not {message.partitions}", code="bad_request")
-        brokers = await self._brokers()
+        brokers = await self.brokers()
         replicas = message.replicas or min(3, len(brokers))
         write = message.write or majority(replicas)
         quorum = Quorum(replicas, write, message.read or max(majority(replicas), replicas - write + 1))
@@ -129,10 +131,10 @@ class Topics:
         topic = await self.node.registers.change_as(
             TopicRegister, topic_key(topic.name), create_topic(topic, over=before.id if before is not None else None)
         )
-        await self._create_partitions(topic, brokers, range(len(topic.partitions)))
+        await self.create_partitions(topic, brokers, range(len(topic.partitions)))
         return topic
 
-    async def _brokers(self) -> dict[str, BrokerRegister]:
+    async def brokers(self) -> dict[str, BrokerRegister]:
         found: dict[str, BrokerRegister] = {}
         for key in await self.node.registers.list("broker/"):
             register = await self.node.registers.get_as(BrokerRegister, key)
@@ -140,7 +142,7 @@ class Topics:
                 found[register.broker] = register
         return found
 
-    async def _create_partitions(self, topic: TopicRegister, brokers: dict[str, BrokerRegister], indexes: Iterable[int]) -> None:
+    async def create_partitions(self, topic: TopicRegister, brokers: dict[str, BrokerRegister], indexes: Iterable[int]) -> None:
         """Those of these that do not exist yet; anybody may finish what a creator left undone: the first creation of an id stays."""
         # A broker that is down would leave its partitions one copy short from the start: only where there are not enough others.
         alive = [b for b in brokers.values() if self.node.peers.is_alive(b.broker)]
@@ -176,12 +178,12 @@ class Topics:
         first = Segment(1, 0, None, members, topic.write, topic.read, topic.durability, "", self.node.clock.token())
         register = PartitionRegister(
             topic.partitions[index], topic.name, index, chosen, topic.write, topic.read, topic.durability, 0, (first,),
-            retention_bytes=topic.retention_bytes, retention_ms=topic.retention_ms,
+            retention_bytes=topic.retention_bytes, retention_ms=topic.retention_ms, settings=topic.settings,
         )  # fmt: skip
         before = await self.node.registers.get_as(PartitionRegister, key)
         over = before.id if before is not None and before.id != register.id else None
         if before is not None and over is not None and not before.deleted:
-            if (await self._topic(topic.name)).id != topic.id:
+            if (await self.register(topic.name)).id != topic.id:
                 raise UnavailableError(f"topic {topic.name!r} was deleted while it was created", code="conflict")
             tombstone = msgspec.structs.replace(before, deleted=True, chain=())
             await self.node.registers.change_as(PartitionRegister, key, delete_partition(tombstone))
@@ -280,7 +282,7 @@ class Topics:
             check_name(name)
             topic = self.node.registers.cached_as(TopicRegister, topic_key(name))
             if topic is None or topic.deleted or self._is_old(topic_key(name)):
-                topic = await self._topic(name)
+                topic = await self.register(name)
             return TopicView(name, tuple([await self._partition_view(topic, index) for index in range(len(topic.partitions))]))
         except (NotFoundError, RefusedError) as error:
             return TopicView(name, (), error.code)
@@ -306,7 +308,7 @@ class Topics:
         if register is None or register.deleted or not self.node.peers.is_alive(register.last.sequencer) or self._is_old(key):
             register = await self.node.registers.get_as(PartitionRegister, key)
         if register is None or (register.deleted and register.id != topic.partitions[index]):
-            await self._create_partitions(topic, await self._brokers(), [index])
+            await self.create_partitions(topic, await self.brokers(), [index])
             register = await self.node.registers.get_as(PartitionRegister, key)
         if register is None or register.deleted:
             raise unknown_topic(topic.name)
@@ -317,7 +319,7 @@ class Topics:
         return PartitionView(register.id, last.epoch, last.sequencer, tuple(m.broker for m in last.replicas), register.start_offset)
 
     async def describe(self, name: str, index: int) -> PartitionDescription:
-        topic = await self._topic(name)
+        topic = await self.register(name)
         if index >= len(topic.partitions):
             raise NotFoundError(f"topic {name!r} has partitions 0 to {len(topic.partitions) - 1}", code="unknown_partition")
         register = await self.node.registers.get_as(PartitionRegister, partition_key(name, index))

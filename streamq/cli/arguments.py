@@ -12,7 +12,7 @@ from streamq.model.errors import RefusedError
 
 __all__ = [
     "VERB", "Parser", "Verbs", "add_cluster_options", "add_group", "add_verb", "help_format", "natural", "parse_size", "parse_span",
-    "positive_float", "positive_int",
+    "positive_float", "positive_int", "size_or_none", "span_or_none",
 ]  # fmt: skip
 
 VERB: Final = "verb"
@@ -88,8 +88,19 @@ def parse_span(text: str) -> int:
     return int(number)
 
 
+def size_or_none(text: str) -> int:
+    """As `parse_size`; zero for none."""
+    return 0 if text.strip() == "none" else parse_size(text)
+
+
+def span_or_none(text: str) -> int:
+    """As `parse_span`; zero for none."""
+    return 0 if text.strip() == "none" else parse_span(text)
+
+
 positive_int.__name__, natural.__name__, positive_float.__name__ = "number", "number", "number"
 parse_size.__name__, parse_span.__name__ = "size", "span"
+size_or_none.__name__, span_or_none.__name__ = "size", "span"
 
 
 def add_group(commands: "Verbs[Parser]", name: str, help_text: str) -> "Verbs[Parser]":

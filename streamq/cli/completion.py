@@ -34,6 +34,8 @@ def _places(node: argparse.ArgumentParser, words: tuple[str, ...]) -> Iterator[P
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             verbs += [(name, helps.get(name, "")) for name in action.choices]
             children += list(action.choices.items())
+        elif action.help == argparse.SUPPRESS:
+            pass
         elif action.option_strings:
             flags += [(text, action.help or "") for text in action.option_strings]
         elif action.choices:

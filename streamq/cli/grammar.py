@@ -21,6 +21,8 @@ from streamq.cli.arguments import (
     parse_span,
     positive_float,
     positive_int,
+    size_or_none,
+    span_or_none,
 )
 from streamq.cli.bench.grammar import add_bench
 
@@ -46,11 +48,12 @@ def parser() -> argparse.ArgumentParser:
     _add_local(commands)
     _add_cluster(add_group(commands, "cluster", "brokers of a cluster on this machine, as background processes"))
     _add_broker(add_group(commands, "broker", "one broker: run it, found it, bring it back"))
-    _add_topic(add_group(commands, "topic", "create, list, describe and remove topics"))
+    _add_topic(add_group(commands, "topic", "create, list, describe, alter, trim and remove topics"))
     _add_produce(commands)
     _add_tail(commands)
     _add_consume(commands)
     _add_consumer_groups(add_group(commands, "group", "consumer groups: who reads what, how far they are, and where they go on"))
+    _add_export(commands)
     _add_log(add_group(commands, "log", "look at a broker's data directory while it is stopped"))
     add_bench(add_group(commands, "bench", "measure a cluster of its own, or one that runs"))
     doctor = add_verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
@@ -183,7 +186,37 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
     rm = add_verb(verbs, "rm", "topic:rm", "remove topics with all their records")
     rm.add_argument("topic", nargs="+", metavar="NAME")
     _destructive(rm)
-    for verb in (create, ls, describe, rm):
+    alter = add_verb(
+        verbs,
+        "alter",
+        "alter:run",
+        "change what a topic keeps, and its quorums",
+        epilog="retention holds at once, quorums from the next epoch of each partition on\n"
+        "example: streamq topic alter orders --retention-time 7d",
+    )
+    alter.add_argument("topic", metavar="NAME")
+    alter.add_argument("--retention-bytes", type=size_or_none, metavar="SIZE|none", help="per partition and replica; none: for ever")
+    alter.add_argument("--retention-time", type=span_or_none, metavar="TIME|none", help="since records were appended; none: for ever")
+    alter.add_argument("--write-quorum", "-W", type=positive_int, metavar="W", help="copies on disk before a record is acked")
+    alter.add_argument("--read-quorum", "-R", type=positive_int, metavar="R", help="replicas asked for the committed offset; W + R > N")
+    alter.add_argument("--now", action="store_true", help="begin a new epoch of each partition for its quorums; producers wait a moment")
+    alter.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    for refused in ("--replicas", "--partitions"):
+        alter.add_argument(refused, help=argparse.SUPPRESS)
+    trim = add_verb(
+        verbs,
+        "trim",
+        "trim:run",
+        "remove the oldest records for good: the log begins later then",
+        epilog="example: streamq topic trim orders --before 7d",
+    )
+    trim.add_argument("topic", metavar="NAME")
+    trim.add_argument(
+        "--before", required=True, metavar="OFFSET|TIME|end", help="the first that stays; a TIME as for tail: 7d is 7 days ago"
+    )
+    trim.add_argument("-p", "--partition", type=natural, metavar="N", help="only this one; needed with an OFFSET if there are several")
+    _destructive(trim)
+    for verb in (create, ls, describe, alter, trim, rm):
         add_cluster_options(verb)
 
 
@@ -218,7 +251,8 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     formats = (
         f"{FORMAT_LETTERS}"
         "places:     start, end, N (an offset), -N (so many records before the end, over all partitions; write --from=-N),\n"
-        "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)"
+        "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)\n"
+        "            without --from or --since: the last records before --until, or before the end"
     )
     tail = add_verb(commands, "tail", "tail:run", "print the last records of topics, or follow them", epilog=formats)
     tail.add_argument("topic", nargs="+", metavar="TOPIC")
@@ -227,7 +261,7 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     tail.add_argument("--exit-at-end", action="store_true", help="stop at the tip that was read at the start (so it does without -f)")
     tail.add_argument("--from", dest="start", metavar="PLACE", help="where to begin (the last 10 records)")
     tail.add_argument("--since", metavar="TIME", help="begin at this time, or so long ago: 5m")
-    tail.add_argument("--until", metavar="PLACE", help="end before this offset or time")
+    tail.add_argument("--until", metavar="PLACE", help="end before this offset or time; with -f, when that time has come")
     tail.add_argument("-n", "--count", type=natural, metavar="N", help="stop after so many records")
     tail.add_argument("-p", "--partition", action="append", type=natural, metavar="N", help="only this partition; repeat it")
     tail.add_argument("--key", metavar="KEY", help="only records with this key")
@@ -283,6 +317,38 @@ def _add_consumer_groups(verbs: "Verbs[Parser]") -> None:
     rm.add_argument("group", nargs="+", metavar="GROUP")
     for verb in (ls, describe, lag, seek, rm):
         add_cluster_options(verb)
+
+
+def _add_export(commands: "Verbs[Parser]") -> None:
+    export = add_verb(
+        commands,
+        "export",
+        "export:run",
+        "write the records of a topic to stdout, whole, for `streamq import`",
+        epilog="example: streamq export orders > orders.sqexport\nplaces: start, end, N (an offset), TIME as for tail",
+    )
+    export.add_argument("topic", metavar="TOPIC")
+    add_cluster_options(export)
+    export.add_argument("--from", dest="start", metavar="PLACE", help="where to begin (start)")
+    export.add_argument("--since", metavar="TIME", help="begin at this time, or so long ago: 5m")
+    export.add_argument("--until", metavar="PLACE", help="end before this offset or time (the tip when it begins)")
+    export.add_argument("-p", "--partition", action="append", type=natural, metavar="N", help="only this partition; repeat it")
+    export.add_argument("--broker", metavar="ID", help="read the data from this replica")
+    read_back = add_verb(
+        commands,
+        "import",
+        "importing:run",
+        "send the records of an export to a topic; keys, headers and times are kept, and partitions if there are as many",
+    )
+    read_back.add_argument("topic", metavar="TOPIC")
+    read_back.add_argument("file", nargs="?", default="-", metavar="FILE", help="instead of stdin")
+    add_cluster_options(read_back)
+    read_back.add_argument("--keep-partitions", action="store_true", help="to the same partition, also when the topic has more of them")
+    read_back.add_argument(
+        "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="for one record to be acked, retries included (30)"
+    )
+    for verb in (export, read_back):
+        verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
 def _add_log(verbs: "Verbs[Parser]") -> None:

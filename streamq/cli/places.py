@@ -9,7 +9,7 @@ from streamq.model.limits import OFFSET_MAX
 
 __all__ = ["AtOffset", "AtTime", "End", "FromEnd", "Place", "Start", "parse_place", "parse_time"]
 
-TIMES: Final = "5m (ago), 12:30, 2026-01-31T12:30, @1767225600 (seconds)"
+TIMES: Final = "5m (ago), 12:30, 2026-01-31T12:30, @1767225600 (seconds; milliseconds with 12 digits or more)"
 PLACES: Final = f"start, end, 1000 (an offset), -10 (records before the end), {TIMES}"
 _ago: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _clock: Final = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?")
@@ -67,8 +67,10 @@ def parse_time(text: str, *, option: str, now_ms: int) -> int:
 def _moment(text: str, now_ms: int) -> int | None:
     if ago := _ago.fullmatch(text):
         return max(0, now_ms - round(float(ago[1]) * UNIT_MS[ago[2]]))
-    if re.fullmatch(r"@\d{1,12}(\.\d+)?", text):
+    if re.fullmatch(r"@\d{1,11}(\.\d+)?", text):
         return round(float(text[1:]) * 1000)
+    if re.fullmatch(r"@\d{12,16}", text):  # milliseconds, as records are printed with them: in seconds it would be past the year 5000
+        return int(text[1:])
     try:
         if clock := _clock.fullmatch(text):
             today = datetime.datetime.fromtimestamp(now_ms / 1000)

@@ -26,7 +26,7 @@ from streamq.model.messages import ListTopics, Topics
 from streamq.wire.compression import ZSTD_LEVELS
 from streamq_producer import Producer
 
-__all__ = ["parse_compression", "run"]
+__all__ = ["Progress", "parse_compression", "pieces", "run"]
 
 READ_BYTES: Final = 1 << 20
 JSON_LINE_BYTES_MAX: Final = 8 * RECORD_BYTES_MAX
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
                 pass
     _refuse_overwriting(options)
     with Outcomes(receipts=options.receipts, rejects=options.rejects) as outcomes:
-        shown = _Progress(outcomes, options)
+        shown = Progress(outcomes, options)
 
         async def work() -> None:
             producer = Producer(
@@ -144,7 +144,7 @@ def parse_compression(text: str) -> tuple[Literal["zstd", "none"], int]:
 # --- reading ---------------------------------------------------------------------------------------------------------------
 
 
-async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outcomes: Outcomes, shown: "_Progress") -> int:
+async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outcomes: Outcomes, shown: "Progress") -> int:
     """How many lines there were."""
     line_bytes_max = JSON_LINE_BYTES_MAX if plan.is_json else _line_bytes_max(plan)
     pace = _Pace(plan.rate)
@@ -152,7 +152,7 @@ async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outco
     for path in paths:
         splitter = LineSplitter(line_bytes_max=line_bytes_max)
         splitter.count = numbered
-        async for piece in _pieces(path):
+        async for piece in pieces(path):
             shown.read_bytes += len(piece)
             await _send_runs(producer, plan, splitter.feed(piece), outcomes, pace, shown)
             shown.sent_bytes = shown.read_bytes
@@ -163,7 +163,7 @@ async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outco
     return numbered
 
 
-async def _pieces(path: str) -> AsyncIterator[bytes]:
+async def pieces(path: str) -> AsyncIterator[bytes]:
     """What is there, as soon as it is there. The read waits in a thread; a cancelled one is left behind."""
     descriptor = sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY)
     try:
@@ -218,7 +218,7 @@ class _Pace:
             await anyio.sleep(delay)
 
 
-async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes: Outcomes, pace: _Pace, shown: "_Progress") -> None:
+async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes: Outcomes, pace: _Pace, shown: "Progress") -> None:
     for run_first, lines in runs:
         step = pace.slice()
         for begin in range(0, len(lines), step):
@@ -297,7 +297,7 @@ async def _check_topic(bootstrap: Bootstrap, plan: _Plan) -> None:
 # --- telling ---------------------------------------------------------------------------------------------------------------
 
 
-class _Progress:
+class Progress:
     """A line on a terminal's stderr while it goes on, and the summary at the end."""
 
     def __init__(self, outcomes: Outcomes, options: argparse.Namespace) -> None:

@@ -5,10 +5,9 @@ import datetime
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-import anyio
 import anyio.to_thread
 import msgspec
 
@@ -18,27 +17,31 @@ from streamq.cli.record_format import compile_format, for_people, to_json
 from streamq.cli.running import run_until_interrupted
 from streamq.cli.settings import find_bootstrap
 from streamq.cli.topic import check_name
-from streamq.model.errors import RefusedError
+from streamq.model.errors import OffsetError, RefusedError
 from streamq.model.limits import OFFSET_MAX
-from streamq_consumer import Consumer, Record, Tip
+from streamq_consumer import Consumer, Record
 
-__all__ = ["Printer", "Range", "in_time_order", "printer_of", "run", "write_out"]
+__all__ = ["Printer", "Range", "Tail", "filter_of", "open_consumer", "printer_of", "run", "write_out"]
 
 DEFAULT_RECORDS: Final = 10
 FETCH_RECORDS: Final = 20_000
+FETCH_RECORDS_FIRST: Final = 200
+FETCH_BYTES: Final = 16 << 20
+"""So many records are fetched at a time as have about so many bytes, going by those before them."""
 FETCH_TIMEOUT_S: Final = 1.0
 PATIENCE_S: Final = 30.0
 """Without -f: how long nothing at all can be read before that is an error."""
-MERGED_RECORDS_MAX: Final = 1_000_000
-"""Records that are held to be put in order of time, when the last ones over several partitions are asked for."""
-TIPS_AT_ONCE: Final = 32
 
 Where = tuple[str, int]
 Printer = Callable[[Sequence[Record]], bytes]
 
 
 class Range(msgspec.Struct, frozen=True):
-    """What is to be printed. `until_ms` is a time that printed records lie before."""
+    """What is to be printed: below the offset `until`, before the time `until_ms`.
+
+    Times of producers need not rise with the offsets, so without -f all up to the tip is looked at. With -f the time `until_ms` is waited
+    for: what was appended by then, and is of before, is printed.
+    """
 
     start: Place
     until: int
@@ -65,6 +68,8 @@ class Range(msgspec.Struct, frozen=True):
                 until = end.offset
             elif isinstance(end, AtTime):
                 until_ms = end.timestamp_ms
+            elif isinstance(end, End) and options.follow:
+                raise RefusedError("-f goes on, --until=end stops", code="usage", hint="use one of them")
             elif not isinstance(end, End):
                 raise RefusedError(f"--until={options.until} is no end", code="usage", hint="give an offset, a time, or end")
         return cls(start, until, until_ms, bool(options.follow), options.count)
@@ -73,20 +78,11 @@ class Range(msgspec.Struct, frozen=True):
 def run(options: argparse.Namespace) -> int:
     for name in options.topic:
         check_name(name)
-    wanted = Range.of(options, now_ms=time.time_ns() // 1_000_000)
-    tail = _Tail(wanted, printer=printer_of(options), keep=_filter(options))
+    tail = Tail(Range.of(options, now_ms=_now_ms()), printer=printer_of(options), keep=filter_of(options))
     bootstrap = find_bootstrap(flag=options.bootstrap, profile=options.profile)
 
     async def work() -> None:
-        consumer = Consumer(
-            str(bootstrap),
-            topics=options.topic,
-            start=_consumer_start(wanted.start),
-            partitions=options.partition,
-            broker=options.broker,
-            patience_s=None if wanted.follows else PATIENCE_S,
-        )
-        async with consumer:
+        async with open_consumer(options, tail.wanted, str(bootstrap)) as consumer:
             await tail.print_range(consumer)
 
     if run_until_interrupted(work):
@@ -95,79 +91,113 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _consumer_start(start: Place) -> int | datetime.datetime | Literal["earliest", "latest"]:
-    if isinstance(start, AtOffset):
-        return start.offset
+def open_consumer(options: argparse.Namespace, wanted: Range, bootstrap: str) -> Consumer:
+    return Consumer(
+        bootstrap,
+        topics=options.topic,
+        start=_consumer_start(wanted.start),
+        partitions=options.partition,
+        broker=options.broker,
+        patience_s=None if wanted.follows else PATIENCE_S,
+    )
+
+
+def _consumer_start(start: Place) -> datetime.datetime | Literal["earliest", "latest"]:
     if isinstance(start, AtTime):
         return datetime.datetime.fromtimestamp(start.timestamp_ms / 1000, tz=datetime.UTC)
     return "earliest" if isinstance(start, Start) else "latest"
 
 
-class _Tail:
+class Tail:
     """Prints a range of a consumer's records. `printed` counts them."""
 
     def __init__(self, wanted: Range, *, printer: Printer, keep: Callable[[Record], bool] | None) -> None:
         self.printed = 0
-        self._wanted = wanted
+        self.wanted = wanted
         self._printer = printer
         self._keep = keep
+        self._from = 0
+        """No record below this offset is printed."""
+        self._fetches = FETCH_RECORDS_FIRST
 
     async def print_range(self, consumer: Consumer) -> None:
-        wanted = self._wanted
+        wanted = self.wanted
         if wanted.count == 0:
             return
-        ends = await _ends(consumer, wanted)
+        ends = await self._ends(consumer)
         if isinstance(wanted.start, FromEnd):
-            await self._print_last(consumer, wanted.start.records)
+            await self._print_last(consumer, wanted.start.records, ends)
+        elif isinstance(wanted.start, AtOffset):
+            self._go_to(consumer, wanted.start.offset)
         await self._print_until(consumer, ends)
 
-    async def _print_last(self, consumer: Consumer, records: int) -> None:
-        """Goes back so many records from where the consumer stands; those of several partitions are printed here, in order of time."""
-        ends = dict(consumer.positions())
-        if records * len(ends) > MERGED_RECORDS_MAX and len(ends) > 1:
-            raise RefusedError(
-                f"the last {records} records over {len(ends)} partitions are too many to be put in order",
-                code="usage",
-                hint=f"ask for at most {MERGED_RECORDS_MAX // len(ends)}, for one partition with -p, or begin at a time with --since",
-            )
-        starts = {place: tip.start_offset for place, tip in (await _tips(consumer)).items()}
-        for place, end in ends.items():
-            consumer.seek(*place, max(starts[place], end - records))
-        if len(ends) == 1:
-            return  # in order as it comes
-        held: dict[Where, list[Record]] = {place: [] for place in ends}
-        while any(consumer.position(*place) < end for place, end in ends.items()):
-            for record in await consumer.fetch(FETCH_RECORDS, timeout=FETCH_TIMEOUT_S):
-                if record.offset < ends[record.topic, record.partition]:
-                    held[record.topic, record.partition].append(record)
-        await self._print(in_time_order(held)[-records:])
-        for place, end in ends.items():
-            consumer.seek(*place, end)
+    async def _ends(self, consumer: Consumer) -> dict[Where, int]:
+        """Where each partition stops: without -f at the tip as a quorum tells it now; no end is OFFSET_MAX."""
+        wanted = self.wanted
+        if wanted.follows:
+            return dict.fromkeys(consumer.partitions, wanted.until)
+        if isinstance(wanted.start, (Start, AtTime)):
+            return {place: min(tip.high_watermark, wanted.until) for place, tip in (await consumer.tips()).items()}
+        return {place: min(position, wanted.until) for place, position in consumer.positions().items()}
 
-    async def _print_until(self, consumer: Consumer, ends: Mapping[Where, int]) -> None:
+    async def _print_last(self, consumer: Consumer, records: int, ends: dict[Where, int]) -> None:
+        """Goes back so many records from the end of the range; those of several partitions are printed here, in order of time."""
+        until_ms = self.wanted.until_ms
+        stops = dict(ends) if until_ms is None else await consumer.offsets_for_times(until_ms)
+        if not self.wanted.follows:
+            ends.update(stops)
+        if len(stops) > 1:
+            await self._print(await consumer.last(records, ends=stops))
+            return
+        [(place, tip)] = (await consumer.tips()).items()  # in order as it comes, so nothing need be held
+        consumer.seek(*place, max(tip.start_offset, min(stops[place], tip.high_watermark) - records))
+
+    def _go_to(self, consumer: Consumer, offset: int) -> None:
+        """The consumer stands at the tips. A partition that has not come so far has nothing of the range yet."""
+        tips = consumer.positions()
+        if offset > max(tips.values()):
+            message = f"offset {offset} is past the tip of every partition; the furthest is {max(tips.values())}"
+            raise OffsetError(message, code="offset_ahead", hint="begin with --from=end, or at a time with --since")
+        self._from = offset
+        for place, tip in tips.items():
+            consumer.seek(*place, min(offset, tip))
+
+    async def _print_until(self, consumer: Consumer, ends: dict[Where, int]) -> None:
         """Everything below the ends, or for ever for partitions whose end is none."""
-        done = {place for place, end in ends.items() if consumer.position(*place) >= end}
-        while len(done) < len(ends) and not self._has_enough:
-            records = await consumer.fetch(FETCH_RECORDS, timeout=FETCH_TIMEOUT_S)
+        until_ms = self.wanted.until_ms
+        is_open = self.wanted.follows and until_ms is not None
+        while not self._has_enough:
+            if is_open and until_ms is not None and _now_ms() >= until_ms:
+                is_open = False  # what is appended from now on is too late, whatever times producers give
+                ends = {place: tip.high_watermark for place, tip in (await consumer.tips()).items()}
+            if all(consumer.position(*place) >= end for place, end in ends.items()):
+                return
+            records = await self._fetch(consumer)
             if any(consumer.position(*place) > end for place, end in ends.items()):
                 records = [record for record in records if record.offset < ends[record.topic, record.partition]]
-            until_ms = self._wanted.until_ms
             if until_ms is not None:
-                if self._wanted.follows:
-                    done |= {(record.topic, record.partition) for record in records if record.timestamp >= until_ms}
                 records = [record for record in records if record.timestamp < until_ms]
+            if self._from and self.wanted.follows:
+                records = [record for record in records if record.offset >= self._from]
             await self._print(records)
-            done |= {place for place, end in ends.items() if consumer.position(*place) >= end}
+
+    async def _fetch(self, consumer: Consumer) -> list[Record]:
+        """As many as fit into memory, whatever their size."""
+        records = await consumer.fetch(self._fetches, timeout=FETCH_TIMEOUT_S)
+        if records:
+            size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
+            self._fetches = max(1, min(FETCH_RECORDS, 4 * self._fetches, FETCH_BYTES * len(records) // (size + 1)))
+        return records
 
     @property
     def _has_enough(self) -> bool:
-        return self._wanted.count is not None and self.printed >= self._wanted.count
+        return self.wanted.count is not None and self.printed >= self.wanted.count
 
     async def _print(self, records: Sequence[Record]) -> None:
         if self._keep is not None:
             records = list(filter(self._keep, records))
-        if self._wanted.count is not None:
-            records = records[: self._wanted.count - self.printed]
+        if self.wanted.count is not None:
+            records = records[: self.wanted.count - self.printed]
         if records:
             # In a thread: whoever reads the pipe may take its time, and the broker must go on hearing from us.
             await anyio.to_thread.run_sync(write_out, self._printer(records), abandon_on_cancel=True)
@@ -180,38 +210,8 @@ def write_out(output: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-async def _ends(consumer: Consumer, wanted: Range) -> dict[Where, int]:
-    """Where each partition stops: without -f at the tip as a quorum tells it now; no end is OFFSET_MAX."""
-    if wanted.follows:
-        return dict.fromkeys(consumer.partitions, wanted.until)
-    if isinstance(wanted.start, (End, FromEnd)):
-        return {place: min(position, wanted.until) for place, position in consumer.positions().items()}
-    return {place: min(tip.high_watermark, wanted.until) for place, tip in (await _tips(consumer)).items()}
-
-
-async def _tips(consumer: Consumer) -> dict[Where, Tip]:
-    tips: dict[Where, Tip] = {}
-    limiter = anyio.CapacityLimiter(TIPS_AT_ONCE)
-
-    async def read(place: Where) -> None:
-        async with limiter:
-            tips[place] = await consumer.tip(*place)
-
-    async with anyio.create_task_group() as tasks:
-        for place in consumer.partitions:
-            tasks.start_soon(read, place)
-    return tips
-
-
-def in_time_order(held: Mapping[Where, Sequence[Record]]) -> list[Record]:
-    """All records by time, each partition's in its own order, whatever times its producers gave them."""
-    keyed = []
-    for place, records in held.items():
-        latest = 0
-        for record in records:
-            latest = max(latest, record.timestamp)
-            keyed.append((latest, *place, record.offset, record))
-    return [row[-1] for row in sorted(keyed, key=lambda row: row[:-1])]
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 # --- printing --------------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def printer_of(options: argparse.Namespace) -> Printer:
     return lambda records: b"\n".join([record.value or b"" for record in records]) + b"\n"
 
 
-def _filter(options: argparse.Namespace) -> Callable[[Record], bool] | None:
+def filter_of(options: argparse.Namespace) -> Callable[[Record], bool] | None:
     tests: list[Callable[[Record], bool]] = []
     if options.key is not None:
         key = options.key.encode("utf-8", "surrogateescape")

@@ -17,7 +17,7 @@ from streamq.model.messages import CreateTopic, DeleteTopic, DescribePartition, 
 from streamq.model.quorum import Quorum, majority
 from streamq.model.registers import TopicRegister
 
-__all__ = ["check_name", "create", "describe", "ls", "rm", "topic_request"]
+__all__ = ["check_name", "create", "describe", "ls", "print_survival", "retention_text", "rm", "topic_request"]
 
 DESCRIBERS_MAX = 8
 """Partitions of one topic that are asked about at a time, each over a connection of its own."""
@@ -102,7 +102,7 @@ def create(options: argparse.Namespace) -> int:
         print(json_line({**row, "survives": survives}))
         return 0
     print(f"created topic {topic.name}: {row['partitions']} partition(s), {_settings_text(topic)}")
-    _print_survival(survives)
+    print_survival(survives)
     return 0
 
 
@@ -139,7 +139,7 @@ def describe(options: argparse.Namespace) -> int:
         return 0
     if topic:
         print(f"topic {topic.name}: {partitions} partition(s), {_settings_text(topic)}")
-    _print_survival(survives)
+    print_survival(survives)
     print()
     shown = [{**row, "replicas": "  ".join(_replica_text(replica) for replica in row["replicas"])} for row in rows]  # type: ignore[attr-defined]
     columns = ("partition", "epoch", "sequencer", "high_watermark", "start_offset", "replicas")
@@ -205,6 +205,8 @@ def _partition_row(description: PartitionDescription) -> dict[str, object]:
             {"broker": view.broker, "state": view.state, "local_tail": view.local_tail, "high_watermark": view.high_watermark}
             for view in description.replicas
         ],
+        "write_quorum": register.last.write if is_open else None,
+        "read_quorum": register.last.read if is_open else None,
         "segments": [{"epoch": s.epoch, "base": s.base, "end": s.end, "sequencer": s.sequencer} for s in register.chain],
     }
 
@@ -216,16 +218,16 @@ def _replica_text(replica: dict[str, object]) -> str:
 
 def _settings_text(topic: TopicRegister) -> str:
     quorums = f"{topic.replicas} replica(s), write quorum {topic.write}, read quorum {topic.read}, durability {topic.durability}"
-    return f"{quorums}, {_retention_text(topic)}"
+    return f"{quorums}, {retention_text(topic)}"
 
 
-def _retention_text(topic: TopicRegister) -> str:
+def retention_text(topic: TopicRegister) -> str:
     limits = [] if topic.retention_bytes is None else [size(topic.retention_bytes)]
     limits += [] if topic.retention_ms is None else [span(topic.retention_ms)]
     return f"retention {' or '.join(limits) or 'for ever'}"
 
 
-def _print_survival(survives: dict[str, str]) -> None:
+def print_survival(survives: dict[str, str]) -> None:
     words = {
         "acked_records": "no acked record is lost with",
         "append": "appends go on with",

@@ -22,12 +22,12 @@ from streamq.client.settings import Address, Timeouts
 from streamq.client.tcp import Buffers, TcpStream
 from streamq.model.errors import ProtocolError, StreamqError, UnavailableError, UnknownOutcomeError, error_of
 from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX, SUBSCRIPTIONS_PER_CONNECTION_MAX
-from streamq.model.messages import CreateTopic, DeleteTopic, Failure, Hello, Message, Rejoin, Stop, Welcome
+from streamq.model.messages import AlterTopic, CreateTopic, DeleteTopic, Failure, Hello, Message, Rejoin, Stop, Welcome
 from streamq.wire.framing import PREAMBLE, PROTOCOL_VERSIONS, Frame, FrameReader, encode_frame
 
 __all__ = ["CHANGES", "Connection", "Listener", "Stream", "StreamSink", "connect", "dial"]
 
-CHANGES: Final = (CreateTopic, DeleteTopic, Stop, Rejoin)
+CHANGES: Final = (CreateTopic, DeleteTopic, AlterTopic, Stop, Rejoin)
 """Requests that change something: when the connection breaks after they were sent, their outcome is unknown."""
 RECEIVE_BYTES: Final = 64 << 10
 """Room for more than this is mapped anew by the system for every receive: 12 us, more than all else that a small one takes."""

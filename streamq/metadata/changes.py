@@ -11,12 +11,13 @@ from typing import TypeVar
 
 import msgspec
 
-from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError
+from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Incarnation, Member, PartitionId
 from streamq.model.limits import CHAIN_SEGMENTS_MAX
 from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, Segment, TopicRegister, Voters
 
 __all__ = [
+    "alter_topic",
     "close_and_open",
     "create_partition",
     "create_topic",
@@ -27,6 +28,7 @@ __all__ = [
     "join",
     "name_holders",
     "register_broker",
+    "take_settings",
     "trim",
     "wrong_directory",
 ]
@@ -96,7 +98,44 @@ def delete_partition(tombstone: PartitionRegister) -> Change[PartitionRegister]:
     return change
 
 
+def alter_topic(altered: TopicRegister) -> Change[TopicRegister]:
+    """Writes `altered`, which was made of the value with one alteration less. Raises unknown_topic, and conflict when somebody else altered
+    the topic in between: whoever asks again sees what it has become."""
+
+    def change(current: TopicRegister | None) -> TopicRegister:
+        if current is None or current.deleted or current.id != altered.id:
+            raise _unknown_topic(altered.name)
+        if current == altered:
+            return current
+        if current.settings + 1 != altered.settings:
+            raise UnavailableError(
+                f"topic {altered.name} was altered by somebody else at the same time", code="conflict", hint="look at it and try again"
+            )
+        return altered
+
+    return change
+
+
 # --- partitions ------------------------------------------------------------------------------------------------------------
+
+
+def take_settings(topic: TopicRegister, index: int) -> Change[PartitionRegister]:
+    """Gives the partition the settings of its topic, unless it has newer ones. The open segment keeps its own quorum (P-36)."""
+
+    def change(current: PartitionRegister | None) -> PartitionRegister:
+        register = _living(current, topic.name, index, topic.partitions[index])
+        if register.settings >= topic.settings:
+            return register
+        return msgspec.structs.replace(
+            register,
+            write=topic.write,
+            read=topic.read,
+            retention_bytes=topic.retention_bytes,
+            retention_ms=topic.retention_ms,
+            settings=topic.settings,
+        )
+
+    return change
 
 
 def close_and_open(

@@ -26,6 +26,7 @@ __all__ = [
     "OFFSET_MAX",
     "PARTITIONS_PER_TOPIC_MAX",
     "PEER_QUEUE_BYTES_MAX",
+    "PLACES_PER_REQUEST_MAX",
     "PRODUCERS_PER_PARTITION_MAX",
     "PRODUCER_EXPIRY_MS",
     "RECORD_BYTES_MAX",
@@ -80,6 +81,8 @@ CONNECTIONS_MAX: Final = 2_000
 REQUESTS_PER_CONNECTION_MAX: Final = 1_024
 SUBSCRIPTIONS_PER_CONNECTION_MAX: Final = 4_096
 CREDIT_BYTES_MAX: Final = 64 * MiB
+PLACES_PER_REQUEST_MAX: Final = 1_000
+"""Offsets of which one `ReadTimes` may ask when they were appended: each may have to be read from the disk."""
 COPY_BYTES_MAX: Final = 2 * MiB
 """What one answer to `Copy` may carry, at least one batch."""
 

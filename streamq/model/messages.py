@@ -18,6 +18,7 @@ from streamq.model.limits import (
     GROUP_SESSION_MS_MIN,
     OFFSET_MAX,
     PARTITIONS_PER_TOPIC_MAX,
+    PLACES_PER_REQUEST_MAX,
     TABLE_PAGE_PRODUCERS_MAX,
 )
 from streamq.model.metrics import NamedHistograms, NamedNumbers
@@ -201,6 +202,41 @@ class Metrics(Message, frozen=True, tag=23):
     histograms: NamedHistograms
 
 
+class AlterTopic(Message, frozen=True, tag=132):
+    """Answered by `TopicAltered`. Retention holds at once, quorums from the next epoch of each partition on (P-36)."""
+
+    name: Name
+    write: U63 = 0
+    """Zero leaves it as it is; the same of `read`."""
+    read: U63 = 0
+    retention_bytes: U63 | None = None
+    """None leaves it as it is, zero: for ever; the same of `retention_ms`."""
+    retention_ms: U63 | None = None
+    now: bool = False
+    """Have each partition begin a new epoch for its quorums, where all its replicas are up."""
+    dry_run: bool = False
+    """Only say what would come of it."""
+
+
+class TopicAltered(Message, frozen=True, tag=133):
+    before: TopicRegister
+    after: TopicRegister
+    pending: tuple[U63, ...] = ()
+    """Partitions whose open epoch has other quorums than the topic now."""
+
+
+class TrimPartition(Message, frozen=True, tag=134):
+    """To the sequencer: have the log begin at `before`, at most the high watermark (P-41). Answered by `PartitionTrimmed`, which may take
+    a while: until W replicas hold the idempotence table there in a checkpoint (P-34). May be asked again."""
+
+    partition: Id16
+    before: U63
+
+
+class PartitionTrimmed(Message, frozen=True, tag=135):
+    start_offset: U63
+
+
 # --- clients: produce ------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +336,28 @@ class Records(Message, frozen=True, tag=47):
     epoch: U63
     high_watermark: U63
     start_offset: U63
+
+
+class PlaceAsked(NamedTuple):
+    partition: Id16
+    offset: U63
+
+
+class ReadTimes(Message, frozen=True, tag=130):
+    """When the batches that hold these offsets were appended; below the start offset: the batch there. To a replica of all of them.
+
+    Answered by `TimesRead`, from the headers: no batch is read or decompressed.
+    """
+
+    places: Annotated[tuple[PlaceAsked, ...], msgspec.Meta(max_length=PLACES_PER_REQUEST_MAX)]
+
+
+class TimesRead(Message, frozen=True, tag=131):
+    """In the order asked; None where this broker holds no such offset, or knows of none (yet): another replica may."""
+
+    now_ms: U63
+    """By the clock of the broker that answers, for ages that do not hang on the clock of who asks."""
+    append_times: tuple[U63 | None, ...]
 
 
 # --- brokers: replication --------------------------------------------------------------------------------------------------
@@ -453,6 +511,12 @@ class Table(Message, frozen=True, tag=75):
     last_append_time: U63
     producers: Annotated[tuple[ProducerSnapshot, ...], msgspec.Meta(max_length=TABLE_PAGE_PRODUCERS_MAX)]
     more: bool
+
+
+class KeepTable(Message, frozen=True, tag=136):
+    """One-way: make a checkpoint soon that holds the idempotence table as it is now; a trim waits for it (P-34)."""
+
+    partition: Id16
 
 
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
@@ -645,10 +709,11 @@ AnyMessage = (
     Hello | Welcome | Failure | Heartbeat | Ok
     | Metadata | MetadataView | CreateTopic | TopicCreated | DeleteTopic | ListTopics | Topics
     | DescribePartition | PartitionDescription | BrokerStatus | BrokerState | Stop | ReadMetrics | Metrics
+    | AlterTopic | TopicAltered | TrimPartition | PartitionTrimmed
     | Produce | Produced
-    | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records
+    | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records | ReadTimes | TimesRead
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
-    | ReadTable | Table
+    | ReadTable | Table | KeepTable
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
     | JoinGroup | GroupView | Attend | CommitPositions | Committed | LeaveGroup | ListGroups | Groups | ReadGroup | GroupRead
     | PlaceGroup | DeleteGroup

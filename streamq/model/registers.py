@@ -72,6 +72,8 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
     """Of one replica, compressed; None: whatever it takes is kept."""
     retention_ms: U63 | None = None
     """By append times; None: kept for ever."""
+    settings: U63 = 0
+    """Which of the topic's settings these are: `TopicRegister.settings`."""
 
     @property
     def last(self) -> Segment:
@@ -114,6 +116,8 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
     deleted: bool = False
     retention_bytes: U63 | None = None
     retention_ms: U63 | None = None
+    settings: U63 = 0
+    """How often its settings were altered."""
 
     def fault(self) -> str | None:
         """Why its numbers cannot be those of a topic; None when they can."""

@@ -29,11 +29,14 @@ from streamq.model.messages import (
     Nack,
     OffsetFound,
     PartitionView,
+    PlaceAsked,
     Produce,
     Produced,
+    ReadTimes,
     ReadTip,
     Records,
     Subscribe,
+    TimesRead,
     TipRead,
     TopicView,
     Unsubscribe,
@@ -58,6 +61,7 @@ class FakePartition:
         self.log: list[Batch] = []
         self.sequences: dict[bytes, dict[int, Ack]] = {}
         self.start_offset = 0
+        self.append_time = 1_700_000_000_000
         self.grown = anyio.Event()
         self.fault: Callable[[str, Batch], str] = lambda broker, batch: ""
         self.readable: Callable[[str], int] = lambda broker: self.end
@@ -78,7 +82,7 @@ class FakePartition:
                 return known[header.sequence]
             if header.sequence != len(known):
                 raise ValueError("gap")
-        stamped = stamp(batch, epoch=1, base=self.end, append_time=1_700_000_000_000)
+        stamped = stamp(batch, epoch=1, base=self.end, append_time=self.append_time)
         self.log.append(stamped)
         ack = Ack(0, stamped.base, stamped.header.append_time, 2, 3, True)
         known[header.sequence] = ack
@@ -208,6 +212,9 @@ class FakeSession:
                 if at >= p.readable(self.broker.name) < p.end:
                     raise StreamqError("not all of it is here", code="not_replica")
                 await answer(OffsetFound(at))
+            elif isinstance(message, ReadTimes):
+                now, times = self.cluster.now_ms, [self.cluster.append_time(self.broker.name, asked) for asked in message.places]
+                await answer(TimesRead(now, tuple(times)))
             elif isinstance(message, Subscribe):
                 self.credits[request] = message.credit_bytes
                 self.scopes[request] = anyio.CancelScope()
@@ -292,6 +299,8 @@ class FakeCluster:
         self.ack_delay_s = 0.0
         self.batches_per_frame = 3
         self.gives_hints = True
+        self.now_ms = 1_700_000_000_000
+        """The clock of all brokers."""
 
     @property
     def bootstrap(self) -> str:
@@ -312,6 +321,11 @@ class FakeCluster:
         if identity not in self.partitions:
             raise StreamqError("there is no such partition", code="unknown_partition")
         return self.partitions[identity]
+
+    def append_time(self, broker: str, asked: PlaceAsked) -> int | None:
+        p = self.partitions.get(asked.partition)
+        known = 0 if p is None else min(p.end, p.readable(broker))
+        return next((b.header.append_time for b in (p.log if p else ()) if b.end > asked.offset and b.end <= known), None)
 
     def view(self, message: Metadata) -> MetadataView:
         names = message.topics or tuple(self.topics)

@@ -28,6 +28,11 @@ def test_every_shell_gets_every_verb(shell: str, capsys: pytest.CaptureFixture[s
     [
         ("to", "topic"),
         ("topic cr", "create"),
+        ("topic al", "alter"),
+        ("topic trim x --bef", "--before"),
+        ("exp", "export"),
+        ("import x --keep", "--keep-partitions"),
+        ("topic alter x --retention-t", "--retention-time"),
         ("topic create x --write", "--write-quorum"),
         ("-o json clus", "cluster"),
         ("completion z", "zsh"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamq.metadata import changes
-from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError
+from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Member
 from streamq.model.limits import CHAIN_SEGMENTS_MAX
 from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, Segment, TopicRegister, Voters
@@ -201,3 +201,34 @@ def test_brokers_join_one_cluster() -> None:
 def test_a_configuration_is_written_once() -> None:
     assert changes.decide_voters(Voters(2, ()))(None) == Voters(2, ())
     assert changes.decide_voters(Voters(2, ()))(Voters(3, ())) == Voters(3, ())
+
+
+# --- settings --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_alteration_is_made_once_and_one_that_comes_in_between_is_noticed() -> None:
+    before = topic(T1)
+    mine = msgspec.structs.replace(before, write=3, settings=1)
+    assert changes.alter_topic(mine)(before) == mine
+    assert changes.alter_topic(mine)(mine) == mine
+    other = msgspec.structs.replace(before, retention_ms=5_000, settings=1)
+    with pytest.raises(UnavailableError) as conflict:
+        changes.alter_topic(mine)(other)
+    assert conflict.value.code == "conflict"
+    for gone in (None, topic(T2), msgspec.structs.replace(before, deleted=True)):
+        with pytest.raises(NotFoundError):
+            changes.alter_topic(mine)(gone)
+
+
+def test_partitions_end_with_the_newest_settings_in_whatever_order_they_come() -> None:
+    """Each applied any number of times; the chain keeps its own quorums (P-36)."""
+    first = msgspec.structs.replace(topic(T1), write=3, read=1, settings=1)
+    second = msgspec.structs.replace(first, retention_bytes=1 << 20, settings=2)
+    for order in ((first, second), (second, first), (first, first, second, second, first)):
+        register = partition()
+        for settings in order:
+            register = changes.take_settings(settings, 0)(register)
+        assert (register.write, register.read, register.retention_bytes, register.settings) == (3, 1, 1 << 20, 2)
+        assert register.chain == partition().chain
+    with pytest.raises(NotFoundError):
+        changes.take_settings(first, 0)(partition(partition_id=P2))

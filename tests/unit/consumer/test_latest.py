@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamq.cli.tail import in_time_order
 from streamq_consumer import Record
+from streamq_consumer.latest import in_time_order
 
 
 @given(st.lists(st.lists(st.integers(0, 50), max_size=8), max_size=4))

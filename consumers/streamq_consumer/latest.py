@@ -1,0 +1,68 @@
+"""The last records over several partitions, in order of time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from streamq.client.settings import refuse_unless
+from streamq.client.times import Place
+from streamq_consumer.records import Record, Tip
+
+__all__ = ["LAST_RECORDS_MAX", "in_time_order", "read_last"]
+
+LAST_RECORDS_MAX: Final = 1_000_000
+"""Records that are held to be put in order."""
+FETCH_RECORDS: Final = 20_000
+FETCH_S: Final = 1.0
+
+
+class _Consumer(Protocol):
+    @property
+    def partitions(self) -> tuple[Place, ...]: ...
+    def position(self, topic: str, partition: int) -> int: ...
+    def positions(self) -> Mapping[Place, int]: ...
+    def seek(self, topic: str, partition: int, offset: int) -> None: ...
+    async def tips(self) -> dict[Place, Tip]: ...
+    async def fetch(self, max_records: int = 500, *, timeout: float = 1.0) -> list[Record]: ...
+
+
+async def read_last(consumer: _Consumer, count: int, ends: Mapping[Place, int]) -> list[Record]:
+    """See `Consumer.last`. Any of the last `count` is among the last `count` of its partition, so no more is read."""
+    partitions = len(consumer.partitions)
+    refuse_unless(count >= 0, f"count is not negative, as {count} is", code="bad_request")
+    refuse_unless(
+        count * partitions <= LAST_RECORDS_MAX,
+        f"the last {count} records over {partitions} partition(s) are too many to be put in order",
+        code="bad_request",
+        hint=f"ask for at most {LAST_RECORDS_MAX // partitions}, or of fewer partitions",
+    )
+    before = dict(consumer.positions())
+    tips = await consumer.tips()
+    stops = {place: max(tip.start_offset, min(ends.get(place, tip.high_watermark), tip.high_watermark)) for place, tip in tips.items()}
+    held: dict[Place, list[Record]] = {place: [] for place in stops}
+    try:
+        for place, stop in stops.items():
+            consumer.seek(*place, max(tips[place].start_offset, stop - count))
+        while any(consumer.position(*place) < stop for place, stop in stops.items()):
+            for record in await consumer.fetch(FETCH_RECORDS, timeout=FETCH_S):
+                place = record.topic, record.partition
+                if record.offset < stops[place]:
+                    held[place].append(record)
+    except BaseException:
+        for place, offset in before.items():
+            consumer.seek(*place, offset)
+        raise
+    for place, stop in stops.items():
+        if consumer.position(*place) != stop:
+            consumer.seek(*place, stop)
+    return in_time_order(held)[-count:] if count else []
+
+
+def in_time_order(held: Mapping[Place, Sequence[Record]]) -> list[Record]:
+    """All records by time, each partition's in its own order, whatever times its producers gave them."""
+    keyed = []
+    for place, records in held.items():
+        latest = 0
+        for record in records:
+            latest = max(latest, record.timestamp)
+            keyed.append((latest, *place, record.offset, record))
+    return [row[-1] for row in sorted(keyed, key=lambda row: row[:-1])]
