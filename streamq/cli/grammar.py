@@ -295,7 +295,7 @@ def _add_consume(commands: "Verbs[Parser]") -> None:
 def _add_consumer_groups(verbs: "Verbs[Parser]") -> None:
     ls = add_verb(verbs, "ls", "group:ls", "list the groups")
     describe = add_verb(verbs, "describe", "group:describe", "show members, who has which partition, positions and how far behind they are")
-    lag = add_verb(verbs, "lag", "group:lag", "show how many records the group is behind")
+    lag = add_verb(verbs, "lag", "group:lag", "show how many records, and how long, the group is behind")
     lag.add_argument("-w", "--watch", action="store_true", help="again every 2 s, until Ctrl-C")
     seek = add_verb(
         verbs,

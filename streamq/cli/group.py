@@ -12,7 +12,7 @@ from typing import Final
 
 from streamq.cli.admin import Admin
 from streamq.cli.confirm import confirm
-from streamq.cli.output import Style, json_line, note, print_rows
+from streamq.cli.output import Style, duration, json_line, note, print_rows
 from streamq.cli.places import AtOffset, AtTime, End, FromEnd, Place, Start, parse_place
 from streamq.cli.settings import Bootstrap, find_bootstrap
 from streamq.cli.topic import check_name
@@ -106,14 +106,17 @@ def lag(options: argparse.Namespace) -> int:
             group = _read(admin, options.group)
         rows = _partition_rows(bootstrap, group)
         total = sum(row["lag"] for row in rows if isinstance(row["lag"], int))
+        oldest_s = _add_ages(bootstrap, rows)
         if as_json:
-            shown: Row = {"group": group.name, "members": len(group.members), "lag": total, "partitions": rows}
+            shown: Row = {"group": group.name, "members": len(group.members), "lag": total, "seconds": oldest_s, "partitions": rows}
             print(json_line(shown), flush=True)
         else:
             if options.watch and sys.stdout.isatty():
                 print(CLEAR, end="")
-            print(f"group {group.name}: {total} record(s) behind, {len(group.members)} member(s)")
-            print_rows(rows, columns=("topic", "partition", "member", "position", "high_watermark", "lag"), as_json=False)
+            behind = "" if not oldest_s else f", {duration(oldest_s)}"
+            print(f"group {group.name}: {total} record(s){behind} behind, {len(group.members)} member(s)")
+            shown_rows = [{**row, "behind": duration(row["seconds"]) if isinstance(row["seconds"], float) else None} for row in rows]
+            print_rows(shown_rows, columns=("topic", "partition", "member", "position", "high_watermark", "lag", "behind"), as_json=False)
             sys.stdout.flush()
         if not options.watch:
             return 0
@@ -213,6 +216,43 @@ def _partition_rows(bootstrap: Bootstrap, group: GroupRegister) -> list[Row]:
             }
         )
     return rows
+
+
+def _place_of(row: Row) -> Where:
+    topic, partition = row["topic"], row["partition"]
+    assert isinstance(topic, str)
+    assert isinstance(partition, int)
+    return topic, partition
+
+
+def _add_ages(bootstrap: Bootstrap, rows: Sequence[Row]) -> float | None:
+    """Adds to each row how long ago the first record was appended that is behind; the largest of them, None where it is not known."""
+    import anyio
+
+    from streamq.client.cluster import Cluster
+    from streamq.client.times import read_ages
+
+    offsets: dict[Where, int] = {}
+    for row in rows:
+        tip, behind = row["high_watermark"], row["lag"]
+        if isinstance(tip, int) and isinstance(behind, int) and behind:
+            offsets[_place_of(row)] = tip - behind
+    ages: dict[Where, float] = {}
+
+    async def read() -> None:
+        async with Cluster(str(bootstrap)) as cluster:
+            ages.update(await read_ages(cluster, offsets))
+
+    is_known = all(row["lag"] is not None for row in rows)
+    if offsets:
+        try:
+            anyio.run(read, backend="trio")
+        except StreamqError as error:
+            is_known = False
+            note(Style(sys.stderr).yellow(f"how old they are is not known: {error.message}"))
+    for row in rows:
+        row["seconds"] = 0.0 if row["lag"] == 0 else ages.get(_place_of(row))
+    return max(ages.values(), default=0.0) if is_known else None
 
 
 def _tips(bootstrap: Bootstrap, places: Sequence[Where]) -> dict[Where, TipRead]:
