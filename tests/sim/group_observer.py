@@ -17,8 +17,10 @@ __all__ = ["GroupObserver"]
 
 
 class GroupObserver:
-    def __init__(self, fail: Callable[[str], None]) -> None:
+    def __init__(self, fail: Callable[[str], None], *, sees_all_votes: bool = True) -> None:
+        """Without `sees_all_votes` who is a member is not known at once, so nothing is said of what is in hand."""
         self._fail = fail
+        self._sees_all_votes = sees_all_votes
         self.handled_to: dict[int, int] = {}
         """Per partition, everything below it was handled by somebody."""
         self._beyond: dict[int, set[int]] = {}
@@ -29,9 +31,9 @@ class GroupObserver:
 
     def on_handed(self, member: str, token: bytes, partition: int, since: int, offsets: Sequence[int]) -> None:
         in_hand = self._in_hand.setdefault(partition, {})
-        newest_register = self._voted[max(self._voted)]
+        newest_register = self._voted[max(self._voted)] if self._sees_all_votes else None
         for other, name in in_hand.items():
-            if other != token and newest_register.member(other) is not None:
+            if newest_register is not None and other != token and newest_register.member(other) is not None:
                 self._fail(f"{member} was handed {offsets[0]} of {partition}, of which {name}, a member, still had records in hand")
         in_hand[token] = member
         newest = self._newest_hold.get(partition, 0)
