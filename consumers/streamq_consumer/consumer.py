@@ -5,12 +5,13 @@ from datetime import datetime
 from itertools import islice
 from operator import length_hint
 from types import TracebackType
-from typing import Final, Literal, Self, TypedDict, Unpack
+from typing import Final, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.lowlevel
 
 from streamq.client.cluster import Cluster
+from streamq.client.codecs import Codec
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
@@ -32,11 +33,17 @@ from streamq_consumer.settings import ConsumerSettings, GroupSettings
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
 from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 from streamq_consumer.times import When, offsets_for_times
+from streamq_consumer.typed import Decoded
 
 __all__ = ["Consumer", "ConsumerOptions"]
 
 RECORDS_AT_ONCE_MAX: Final = 1_000_000
+TIP_CHECKS_PER_S: Final = 100
+"""Quorum reads of tips of partitions that bring nothing, of all together; with more partitions each is looked at less often."""
 JITTER_STEPS: Final = 1 << 20
+
+
+T = TypeVar("T")
 
 
 class ConsumerOptions(TypedDict, total=False):
@@ -163,6 +170,13 @@ class Consumer:
     def __aiter__(self) -> AsyncIterator[Record]:
         """Records as they come, for ever. Leaving the loop loses nothing: another one goes on behind the last record handed out."""
         return self._records()
+
+    def decoded(self, codec: Codec[T]) -> Decoded[T]:
+        """As iterating over the consumer, with values decoded: `async for order in consumer.decoded(Structs(Order))`.
+
+        Raises DecodeError for a value that cannot be decoded; another loop over the same, or over the consumer, goes on behind it.
+        """
+        return Decoded(self._records(), codec)
 
     async def batches(self, *, max_records: int = 500, max_wait: float = 0.2) -> AsyncIterator[list[Record]]:
         """Lists of 1 to `max_records` records, for ever; a list is not held back for longer than `max_wait` seconds."""
@@ -468,7 +482,7 @@ class Consumer:
         return Tuning(
             window_bytes=self.settings.window_bytes(partitions=partitions),
             stall_s=self.settings.stall_s,
-            tip_check_s=self.settings.tip_check_s,
+            tip_check_s=max(self.settings.tip_check_s, partitions / TIP_CHECKS_PER_S),
             patience_s=float("inf") if self.settings.patience_s is None else self.settings.patience_s,
         )
 

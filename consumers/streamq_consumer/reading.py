@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from streamq.model.errors import NotFoundError
+from streamq.model.messages import PartitionView, TopicView
 from streamq_consumer.membership import Place
 from streamq_consumer.start import Start, open_feed
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["GroupReading"]
 
 OPENED_AT_ONCE_MAX: Final = 32
+VIEW_AGE_S: Final = 1.0
+"""A view of a topic is good for opening partitions for so long: where they live is a hint (P-1), which reading mends."""
 
 
 class GroupReading:
@@ -24,6 +28,9 @@ class GroupReading:
         self._start = start
         self._in_hand: dict[Place, int] = {}
         self._opening = anyio.Semaphore(OPENED_AT_ONCE_MAX)
+        self._window_bytes = 0
+        self._looking: dict[str, anyio.Lock] = {}
+        self._views: dict[str, tuple[float, TopicView]] = {}
 
     # --- called by the consumer ----------------------------------------------------------------------------------------------
 
@@ -42,10 +49,23 @@ class GroupReading:
     async def open(self, place: Place, offset: int | None, *, may_go_on: Callable[[], bool]) -> None:
         consumer = self._consumer
         async with self._opening:
-            feed = await open_feed(consumer._cluster, *place, offset, self._start, consumer._tuning(len(consumer._feeds) + 1))
+            view = await self._view(*place)
+            feed = await open_feed(consumer._cluster, *place, view, offset, self._start, consumer._tuning(len(consumer._feeds) + 1))
         if consumer._fetcher is not None and place not in consumer._feeds and may_go_on():
             consumer._add(feed)
             self._share_windows()
+
+    async def _view(self, topic: str, index: int) -> PartitionView:
+        """Where the partition lives; one question for all of a topic that are opened together."""
+        lock = self._looking.setdefault(topic, anyio.Lock())
+        async with lock:
+            known = self._views.get(topic)
+            if known is None or anyio.current_time() > known[0] + VIEW_AGE_S:
+                known = self._views[topic] = (anyio.current_time(), await self._consumer._cluster.topic(topic))
+        partitions = known[1].partitions
+        if index >= len(partitions):
+            raise NotFoundError(f"topic {topic!r} has partitions 0 to {len(partitions) - 1}, not {index}", code="unknown_partition")
+        return partitions[index]
 
     def close(self, place: Place) -> int:
         consumer = self._consumer
@@ -75,8 +95,10 @@ class GroupReading:
             self._consumer._fetcher.wake()
 
     def _share_windows(self) -> None:
+        """Once for any number of partitions that open or close, a good deal: each has to be told."""
         feeds = self._consumer._feeds
-        if feeds:
-            window_bytes = self._consumer.settings.window_bytes(partitions=len(feeds))
+        window_bytes = self._consumer.settings.window_bytes(partitions=len(feeds))
+        if feeds and not 0.8 <= window_bytes / (self._window_bytes or 1) <= 1.25:
+            self._window_bytes = window_bytes
             for feed in feeds.values():
                 feed.session.limit_window(window_bytes)

@@ -11,7 +11,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from streamq.client.settings import refuse_unless
-from streamq.model.errors import HandlerError, StreamqError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import DecodeError, HandlerError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.handling import Handling, Order, Task
 from streamq_consumer.records import Record
@@ -159,7 +159,7 @@ class Runner:
                     await running.coroutine
                 except Exception as error:
                     failure = error
-                    if task.attempts >= self._retry.attempts:
+                    if task.attempts >= self._retry.attempts or isinstance(error, DecodeError):
                         await self._bury(running, error)
                         failure = None
                 is_over = True

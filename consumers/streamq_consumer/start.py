@@ -78,15 +78,13 @@ async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tun
     return [make_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
 
 
-async def open_feed(cluster: Cluster, topic: str, index: int, offset: int | None, start: Start, tuning: Tuning) -> Feed:
+async def open_feed(
+    cluster: Cluster, topic: str, index: int, view: PartitionView, offset: int | None, start: Start, tuning: Tuning
+) -> Feed:
     """One partition, from `offset` on or, if there is none, from `start`. Raises as `open_feeds` does, but for an `offset` that cannot be
     read: reading it says so."""
-    view = await cluster.topic(topic)
-    if index >= len(view.partitions):
-        raise NotFoundError(f"topic {topic!r} has partitions 0 to {len(view.partitions) - 1}, not {index}", code="unknown_partition")
-    partition = view.partitions[index]
-    place = Position(offset) if offset is not None else await _place(cluster, topic, index, partition, start)
-    return make_feed(topic, index, partition, place, "", tuning)
+    place = Position(offset) if offset is not None else await _place(cluster, topic, index, view, start)
+    return make_feed(topic, index, view, place, "", tuning)
 
 
 def make_feed(topic: str, index: int, view: PartitionView, place: Position, broker: str, tuning: Tuning) -> Feed:

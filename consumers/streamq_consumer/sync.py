@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Literal, Self, Unpack
+from typing import Final, Generic, Literal, Self, TypeVar, Unpack
 
 import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from streamq.client.codecs import Codec
 from streamq.client.settings import Timeouts
 from streamq.client.times import Lag, Place
 from streamq.model.errors import StreamqError
@@ -20,8 +21,11 @@ from streamq_consumer.run import Retry
 from streamq_consumer.start import Start
 from streamq_consumer.stats import ConsumerStats
 from streamq_consumer.times import When
+from streamq_consumer.typed import TypedRecord, decode
 
 __all__ = ["Consumer", "Record", "Tip"]
+
+T = TypeVar("T")
 
 FETCH_RECORDS: Final = 10_000
 """How many records iteration takes over from the event loop's thread at once."""
@@ -75,6 +79,9 @@ class Consumer:
                 yield self._held.pop()
             self._held = self._call_fetch(self._fetch_records, FETCH_S)
             self._held.reverse()
+
+    def decoded(self, codec: Codec[T]) -> "Decoded[T]":
+        return Decoded(iter(self), codec)
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.2) -> Iterator[list[Record]]:
         batches = self._consumer.batches(max_records=max_records, max_wait=max_wait)
@@ -198,3 +205,17 @@ class Consumer:
         if self._portal is None:
             raise RuntimeError("a consumer is used inside its block: with Consumer(...) as consumer")
         return self._portal
+
+
+class Decoded(Generic[T]):
+    """Typed records as they come. After a DecodeError another loop goes on with the record behind it."""
+
+    def __init__(self, records: Iterator[Record], codec: Codec[T]) -> None:
+        self._records = records
+        self._codec = codec
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TypedRecord[T]:
+        return decode(next(self._records), self._codec)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Literal, Self, TypedDict, Unpack
+from typing import Final, Literal, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 import anyio.lowlevel
 
 from streamq.client.cluster import Cluster
+from streamq.client.codecs import Codec
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts
@@ -23,11 +24,15 @@ from streamq_producer.session import PartitionSession
 from streamq_producer.settings import ProducerSettings
 from streamq_producer.stats import ProducerStats
 from streamq_producer.topic import Topic
+from streamq_producer.typed import TypedTopic
 
 __all__ = ["Producer", "ProducerOptions"]
 
 FAILED_CLOSE_S: Final = 2.0
 """How long an exception that leaves the block is held up, at most, for what is under way."""
+
+
+T = TypeVar("T")
 
 
 class ProducerOptions(TypedDict, total=False):
@@ -219,6 +224,10 @@ class Producer:
             if lane.raw_bytes >= self._batch_bytes:
                 self._roll(lane)
         return [Delivery(run.batch, run.first, len(run.indexes), run.indexes) for run in all_runs]
+
+    def topic(self, name: str, codec: Codec[T]) -> TypedTopic[T]:
+        """The topic with objects for values: `producer.topic("orders", Structs(Order))` sends what the codec makes of an Order."""
+        return TypedTopic(self, name, codec)
 
     async def flush(self) -> None:
         """Sends what is buffered and waits until everything taken so far has an outcome. Raises the first failure that nobody asked for.

@@ -6,10 +6,11 @@ Every call hops to that thread and back (tens of microseconds), so many records 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Final, Generic, Self, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from streamq.client.codecs import Codec
 from streamq.client.settings import Timeouts
 from streamq.model.errors import StreamqError
 from streamq_producer.delivery import Delivery as AsyncDelivery
@@ -17,8 +18,11 @@ from streamq_producer.delivery import Receipt
 from streamq_producer.producer import Producer as AsyncProducer
 from streamq_producer.producer import ProducerOptions
 from streamq_producer.stats import ProducerStats
+from streamq_producer.typed import encoded, encoded_many
 
-__all__ = ["Delivery", "Producer", "Receipt"]
+__all__ = ["Delivery", "Producer", "Receipt", "TypedTopic"]
+
+T = TypeVar("T")
 
 
 class Delivery:
@@ -120,6 +124,9 @@ class Producer:
         portal = self._open
         return [Delivery(delivery, portal) for delivery in portal.call(enqueue_many)]
 
+    def topic(self, name: str, codec: Codec[T]) -> "TypedTopic[T]":
+        return TypedTopic(self, name, codec)
+
     def flush(self) -> None:
         self._open.call(self._producer.flush)
 
@@ -128,3 +135,48 @@ class Producer:
         if self._portal is None:
             raise RuntimeError("a producer is used inside its block: with Producer(...) as producer")
         return self._portal
+
+
+class TypedTopic(Generic[T]):
+    """As `streamq_producer.TypedTopic`."""
+
+    def __init__(self, producer: Producer, topic: str, codec: Codec[T]) -> None:
+        self.topic: Final = topic
+        self._producer = producer
+        self._codec = codec
+
+    def send(
+        self,
+        value: T | None,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> Receipt:
+        data = encoded(self._codec, value)
+        return self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+
+    def enqueue(
+        self,
+        value: T | None,
+        *,
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> Delivery:
+        data = encoded(self._codec, value)
+        return self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+
+    def enqueue_many(
+        self,
+        values: Iterable[T],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        headers: Mapping[str, bytes] | None = None,
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> list[Delivery]:
+        data = encoded_many(self._codec, values)
+        return self._producer.enqueue_many(self.topic, data, keys=keys, headers=headers, timestamp=timestamp, partition=partition)

@@ -9,6 +9,7 @@ __all__ = [
     "CODES",
     "AlreadyExistsError",
     "CorruptDataError",
+    "DecodeError",
     "FencedError",
     "GroupLostError",
     "HandlerError",
@@ -132,6 +133,17 @@ class CorruptDataError(StreamqError):
     exit_code = 8
 
 
+class DecodeError(StreamqError):
+    """A record's value is none of what the application's codec reads; `record` is the record as it is."""
+
+    exit_code = 8
+    record: object
+
+    def __init__(self, message: str, *, code: str = "undecodable", hint: str = "", record: object = None) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.record = record
+
+
 class ProtocolError(StreamqError):
     """The other side does not speak this protocol, or broke it. The connection is closed."""
 
@@ -147,6 +159,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "bad_config": RefusedError,
     "bad_batch": RefusedError,
     "record_too_large": RefusedError,
+    "bad_value": RefusedError,
     "sequence_gap": RefusedError,
     "limit_reached": RefusedError,
     "not_authorised": RefusedError,
@@ -182,6 +195,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "offset_trimmed": OffsetError,
     "offset_ahead": OffsetError,
     "data_damaged": CorruptDataError,
+    "undecodable": DecodeError,
     "protocol": ProtocolError,
     "wrong_version": ProtocolError,
     "failed": StreamqError,

@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from streamq.model.errors import HandlerError
-from streamq_consumer import Consumer, Record, Retry
+from streamq_consumer import Consumer, Json, Record, Retry
 from streamq_consumer.sync import Consumer as BlockingConsumer
+from streamq_producer.sync import Producer as BlockingProducer
 from tests.integration.local import LocalCluster, local_cluster, wait_until
 
 RECORDS = 60
@@ -160,3 +161,15 @@ def test_a_plain_function_is_run_for_each_record_in_a_script(cluster: LocalClust
             consumer.run(handle, concurrency=3, retry=Retry(attempts=1))
     assert failed.value.__cause__ is enough
     assert Counter(seen) == values
+
+
+def test_typed_topics_in_scripts(cluster: LocalCluster) -> None:
+    cluster.run("topic", "create", "typed")
+    with BlockingProducer(cluster.bootstrap) as producer:
+        numbers = producer.topic("typed", Json)
+        assert numbers.send({"n": 1}).offset == 0
+        assert numbers.enqueue({"n": 2}).receipt().offset == 1
+        numbers.enqueue_many([{"n": 3}, {"n": 4}])
+    with BlockingConsumer(cluster.bootstrap, topics=["typed"]) as consumer:
+        typed = consumer.decoded(Json)
+        assert [next(typed).value for _ in range(4)] == [{"n": n} for n in (1, 2, 3, 4)]
