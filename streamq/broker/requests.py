@@ -10,6 +10,7 @@ from streamq.broker.each import plain_error
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
+from streamq.broker.producers import open_named
 from streamq.broker.readmission import Readmissions
 from streamq.broker.session import Session, answer, failure_of, need_broker
 from streamq.broker.successions import Successions
@@ -32,6 +33,7 @@ from streamq.model.messages import (
     Metadata,
     OffsetFound,
     Ok,
+    OpenProducer,
     ReadMetrics,
     ReadTable,
     ReadTip,
@@ -81,6 +83,7 @@ class Requests:
             Stop: self._stop_broker,
             ReadTip: self._read_tip,
             FindOffset: self._find_offset,
+            OpenProducer: self._open_producer,
             Copy: self._copy,
             ReadTable: self._read_table,
             TakeOver: self._take_over,
@@ -163,6 +166,12 @@ class Requests:
                 raise UnavailableError(f"broker {self.node.broker} does not hold all of {partition.name}", code="not_replica")
             tip = min(tip, tail) if segment.end is None and tail is not None else tip
         return OffsetFound(tip)
+
+    # --- named producers
+
+    async def _open_producer(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, OpenProducer)
+        return await open_named(self.node, frame.message)
 
     # --- brokers
 
