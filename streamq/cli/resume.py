@@ -1,7 +1,8 @@
 """`streamq produce --resume NAME FILE`: each line of a file once, in order per partition, wherever the command is killed and started again.
 
-A named producer stores with each line its position, the byte in the file at which the next line begins, be there one or not. After a start it asks each partition how far
-that came, begins to read at the least of these, and leaves out, of what goes to a partition, whatever is at or below its position.
+A named producer stores with each line its position, the byte in the file at which the next line begins, be there one or not. After a
+start it asks each partition how far that came, begins to read at the least of these, and leaves out, of what goes to a partition,
+whatever is at or below its position.
 
 That is right only if a line goes to the same partition each time: to the one that is named, or that of its key, or, without a key, the
 one whose turn it is at the byte where the line begins: partition (byte / BLOCK_BYTES) mod partitions.
