@@ -266,12 +266,13 @@ class Fetcher:
             self._news.set()
 
     def _unpack(self, feed: Feed) -> list[Record]:
-        """The next batch's records; none if it was dropped by a seek, is damaged (and read again elsewhere), or is all before the time."""
+        """The next batch's records; none if it is a control batch, was dropped by a seek, is damaged (and read again elsewhere), or is all
+        before the time."""
         if not feed.batches:
             return []
         batch, skip = feed.batches.popleft()
         try:
-            records = records_of(feed.topic, feed.index, batch, skip=skip)
+            records = [] if batch.header.is_control else records_of(feed.topic, feed.index, batch, skip=skip)
         except CorruptDataError as error:
             self._metrics.damaged += 1
             feed.drop()

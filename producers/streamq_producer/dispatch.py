@@ -106,6 +106,18 @@ class Dispatcher:
             self._gap_from = anyio.current_time()
         self.unsettled[lane.outcome] = 0
 
+    def open_named(self, lane: Lane, timestamp: int) -> None:
+        """Sends the opening of a named producer; `lane.opened` tells what becomes of it."""
+        now = anyio.current_time()
+        entry = lane.opening(timestamp, now)
+        sealed = _batch(entry)
+        sealed.closed_at = now
+        if not self.unsettled:
+            self._gap_from = now
+        self.unsettled[sealed.outcome] = 0
+        self._carry_out(lane, lane.session.add(entry, now))
+        self._flush()
+
     def will_close(self, lane: Lane) -> None:
         """The lane's open batch is closed at the next turn of the event loop if nothing is under way, else when it lingered."""
         if lane.session.is_idle:

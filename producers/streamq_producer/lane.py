@@ -2,9 +2,11 @@
 
 import msgspec
 
+from streamq.client.settings import refuse_unless
 from streamq.client.timers import NEVER
-from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, Batch, BatchHeader
+from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONTROL, Batch, BatchHeader
 from streamq.model.ids import ProducerId
+from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import PartitionView
 from streamq.wire.batch_format import encode_batch
 from streamq.wire.compression import compress
@@ -44,8 +46,8 @@ class Lane:
     """Invariant: `rows` is empty exactly when no batch is open, and then `linger_until` is never."""
 
     __slots__ = (
-        "_settings", "first_timestamp", "index", "is_shared", "linger_until", "max_timestamp", "outcome", "raw_bytes", "rows", "session",
-        "topic", "view", "wakes_at",
+        "_settings", "first_timestamp", "index", "is_shared", "linger_until", "mark", "max_timestamp", "opened", "outcome", "position",
+        "raw_bytes", "rows", "session", "topic", "view", "wakes_at",
     )  # fmt: skip
 
     def __init__(self, topic: str, index: int, view: PartitionView, session: PartitionSession, settings: ProducerSettings) -> None:
@@ -62,6 +64,12 @@ class Lane:
         self.is_shared = False
         """The last batch had several records: whoever sends now is probably not the only one."""
         self.outcome = BatchOutcome(topic, index)
+        self.mark = 0
+        """The position of the open batch's last record that has one."""
+        self.position = 0
+        """The last that was given here."""
+        self.opened: BatchOutcome | None = None
+        """Of a named producer: what becomes of the opening."""
         self._settings = settings
 
     def begin(self, timestamp: int, now: float) -> None:
@@ -91,12 +99,31 @@ class Lane:
         header = BatchHeader(
             partition=self.view.id, records=len(self.rows), payload_bytes=len(payload), raw_bytes=len(raw), payload_crc=0,
             producer=bytes(16), producer_epoch=0, sequence=0, first_timestamp=self.first_timestamp, max_timestamp=self.max_timestamp,
-            epoch=0, base=0, append_time=0, compression=compression,
+            epoch=0, base=0, append_time=0, compression=compression, mark=self.mark,
         )  # fmt: skip
         deadline = self.linger_until - self._settings.linger_s + self._settings.delivery_timeout_s
         entry = Entry(SealedBatch(header, payload, self.outcome, buffered_bytes=self.raw_bytes), records=len(self.rows), deadline=deadline)
         self.is_shared = len(self.rows) > 1
         self.rows = []
-        self.raw_bytes = 0
+        self.raw_bytes = self.mark = 0
         self.linger_until = NEVER
         return entry
+
+    def check_position(self, position: int) -> None:
+        """Raises RefusedError for the position of the next record, if what is stored or taken is not below it."""
+        before = max(self.position, self.session.mark)
+        refuse_unless(
+            before < position <= OFFSET_MAX, f"position {position} does not come after {before}, the last one", code="bad_request"
+        )
+
+    def opening(self, timestamp: int, now: float) -> Entry:
+        """A named producer's first batch here: a control batch, which fences its former self and asks for its mark (P-33)."""
+        raw = pack_rows([(None, None, None, None)])
+        header = BatchHeader(
+            partition=self.view.id, records=1, payload_bytes=len(raw), raw_bytes=len(raw), payload_crc=0, producer=bytes(16),
+            producer_epoch=0, sequence=0, first_timestamp=timestamp, max_timestamp=timestamp, epoch=0, base=0, append_time=0,
+            compression=COMPRESSION_NONE, flags=FLAG_CONTROL,
+        )  # fmt: skip
+        self.opened = BatchOutcome(self.topic, self.index)
+        self.opened.was_asked = True
+        return Entry(SealedBatch(header, raw, self.opened, buffered_bytes=0), records=0, deadline=now + self._settings.delivery_timeout_s)

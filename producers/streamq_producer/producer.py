@@ -1,6 +1,7 @@
 """The producer that applications use. See `Producer`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import lt
 from types import TracebackType
 from typing import Final, Literal, Self, TypedDict, TypeVar, Unpack
 
@@ -11,14 +12,15 @@ from streamq.client.cluster import Cluster
 from streamq.client.codecs import Codec
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
-from streamq.client.settings import Timeouts
+from streamq.client.settings import Timeouts, refuse_unless
 from streamq.model.errors import RefusedError, UnavailableError
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.limits import RECORD_BYTES_MAX
-from streamq.model.messages import TopicView
+from streamq.model.limits import OFFSET_MAX, RECORD_BYTES_MAX
+from streamq.model.messages import ProducerOpened, TopicView
 from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
 from streamq_producer.dispatch import Dispatcher
 from streamq_producer.lane import Lane
+from streamq_producer.naming import open_producer
 from streamq_producer.records import RECORD_OVERHEAD_BYTES, as_bytes, checked_headers, checked_timestamp, record_bytes, too_large
 from streamq_producer.session import PartitionSession
 from streamq_producer.settings import ProducerSettings
@@ -62,18 +64,29 @@ class Producer:
     first two is certain, and its records are stored at most once, in the order sent to each partition. That order continues over a batch
     that was given up: what follows is sent under a higher producer epoch, and what was sent behind it and is in doubt itself is unknown
     too.
+
+    With a `name` it is the one producer of that name (P-33): entering the block ends the power of the one before to store anything in a
+    partition, from the first use of that partition on. Records then go to a `partition`, or by `key`, and may carry a `position`, that of
+    the record in whatever is read: `position()` tells after a restart how far that was stored. What is stored of a partition's positions
+    is always a prefix, so after a failure nothing more goes to that partition until the producer is opened again.
     """
 
     def __init__(
         self,
         bootstrap: str | Sequence[str],
         *,
+        name: str | None = None,
         timeouts: Timeouts | None = None,
         host: Host = THIS_MACHINE,
         **options: Unpack[ProducerOptions],
     ) -> None:
         """Raises RefusedError for addresses or options that make no sense. `host` is where it runs: only a simulation brings another."""
         self.settings: Final = ProducerSettings(**options)
+        refuse_unless(name != "", "a producer's name is not empty", code="bad_name")
+        refuse_unless(name is None or self.settings.idempotent, "a named producer is idempotent", code="bad_request")
+        self.name: Final = name
+        self._identity = ProducerOpened(NO_PRODUCER, 0)
+        """Of a named producer, once it is opened."""
         self._dispatcher = Dispatcher()
         self._host = host
         self._now_ms = host.now_ms
@@ -88,6 +101,12 @@ class Producer:
 
     async def __aenter__(self) -> Self:
         await self._cluster.__aenter__()
+        try:
+            if self.name is not None:
+                self._identity = await open_producer(self._cluster, self.name, attempt=self._host.token())
+        except BaseException as error:
+            await self._cluster.__aexit__(type(error), error, error.__traceback__)
+            raise
         await self._lifetime.open()
         self._opening = anyio.Lock()
         self._dispatcher.on_topic_gone = self._forget_topic
@@ -126,6 +145,7 @@ class Producer:
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        position: int | None = None,
     ) -> Receipt:
         """Stores one record and returns when W replicas have it; `enqueue` says what the arguments mean, `Delivery.receipt` what is raised.
 
@@ -135,7 +155,9 @@ class Producer:
         if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
             await self._take_turn()
         known = self._topics.get(topic) or await self._open_topic(topic)
-        lane, delivery = self._put(known, value, key, headers, timestamp, partition)
+        if self.name is not None:
+            await self._open_lane(known.named_lane(key, partition))
+        lane, delivery = self._put(known, value, key, headers, timestamp, partition, position)
         if lane.may_close and not lane.is_shared:
             self._dispatcher.seal(lane)
         elif len(lane.rows) == 1:
@@ -151,6 +173,7 @@ class Producer:
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        position: int | None = None,
     ) -> Delivery:
         """Takes the record and returns what becomes of it; waits for room only, and lets other tasks run once a batch.
 
@@ -158,13 +181,19 @@ class Producer:
         overrules both. `timestamp` is in milliseconds since 1970, now if not given. Raises NotFoundError for an unknown topic or
         partition, RefusedError for a record over the limit, UnavailableError when the topic could not be looked up. Cancelled, it has not
         taken the record.
+
+        A named producer's record goes by `key` or `partition`; its `position` must be above the one before in its partition. Where the
+        producer was not yet, the opening of the partition is waited for. Raises FencedError when another of the name was opened, and
+        UnavailableError when something before it failed.
         """
         if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
             await self._take_turn()
         known = self._topics.get(topic)
         if known is None:
             known = await self._open_topic(topic)
-        if value.__class__ is bytes and key is None and partition is None and timestamp is None and not headers:
+        if self.name is not None:
+            await self._open_lane(known.named_lane(key, partition))
+        elif value.__class__ is bytes and key is None and partition is None and timestamp is None and not headers and position is None:
             # Nearly every record of a flood: it joins the open batch and does not fill it. The rest below does the same in more steps.
             lane = known.current
             rows = lane.rows
@@ -178,7 +207,7 @@ class Producer:
                     lane.max_timestamp = at
                 rows.append((at - lane.first_timestamp or None, None, value, None))
                 return Delivery(lane.outcome, len(rows) - 1)
-        lane, delivery = self._put(known, value, key, headers, timestamp, partition)
+        lane, delivery = self._put(known, value, key, headers, timestamp, partition, position)
         if len(lane.rows) == 1:
             self._dispatcher.will_close(lane)
         return delivery
@@ -192,20 +221,27 @@ class Producer:
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[Delivery]:
         """The fast path: takes all values, with the same headers and timestamp, and returns a delivery for each batch that they went into.
 
-        `keys` gives each value its key. `Delivery.indexes` tells which of the values a delivery stands for; together they stand for all.
+        `keys` gives each value its key, `positions` its position; these rise. `Delivery.indexes` tells which of the values a delivery
+        stands for; together they stand for all.
         Nothing is taken if any record is refused. Cancelled, it has taken as many as went before, and these are sent.
         """
         values = list(values)
         known = self._topics.get(topic) or await self._open_topic(topic)
         own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
         _check_values(values, keys, headers_bytes)
+        if self.name is not None:
+            for lane in known.named_lanes(keys, partition):
+                await self._open_lane(lane)
+        if positions is not None:
+            self._check_positions(known, values, keys, partition, positions)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         extra = headers_bytes + RECORD_OVERHEAD_BYTES
         if keys is None:
-            return await self._enqueue_runs(known, values, own_headers, extra, at, partition)
+            return await self._enqueue_runs(known, values, own_headers, extra, at, partition, positions)
         runs: dict[BatchOutcome, _Run] = {}
         all_runs: list[_Run] = []
         for index, (value, key) in enumerate(zip(values, keys, strict=True)):
@@ -221,6 +257,8 @@ class Producer:
                 all_runs.append(run)
             run.indexes.append(index)
             lane.rows.append((delta, key, value, own_headers))
+            if positions is not None:
+                lane.mark = lane.position = positions[index]
             if lane.raw_bytes >= self._batch_bytes:
                 self._roll(lane)
         return [Delivery(run.batch, run.first, len(run.indexes), run.indexes) for run in all_runs]
@@ -241,8 +279,52 @@ class Producer:
         if error is not None:
             raise error
 
+    async def position(self, topic: str, partition: int) -> int:
+        """How far the positions given to producers of this name are stored in this partition: the last one, 0 when there is none.
+
+        Of the records that go there, those at or below it are stored, and those above are not, unless this very producer has sent them.
+        Raises as `enqueue`, and RefusedError for a producer without a name.
+        """
+        refuse_unless(self.name is not None, "only a named producer has positions", code="bad_request")
+        lane = (self._topics.get(topic) or await self._open_topic(topic)).lane_of(None, partition)
+        await self._open_lane(lane)
+        return lane.session.mark
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has. Raises NotFoundError, or UnavailableError."""
+        return len((self._topics.get(topic) or await self._open_topic(topic)).lanes)
+
+    async def _open_lane(self, lane: Lane) -> None:
+        """Until a named producer's opening is acked here. Raises what it, or anything after it, failed with."""
+        if lane.opened is None:
+            self._check_open()
+            self._dispatcher.open_named(lane, self._host.now_ms())
+        assert lane.opened is not None
+        if not lane.opened.is_settled:
+            await lane.opened.wait()
+        failure = lane.opened.error or lane.session.failure
+        if failure is not None:
+            raise failure.with_traceback(None)
+
+    def _check_positions(
+        self, known: Topic, values: list[bytes], keys: Sequence[bytes | None] | None, partition: int | None, positions: Sequence[int]
+    ) -> None:
+        refuse_unless(self.name is not None, "only a named producer's records have positions", code="bad_request")
+        refuse_unless(len(positions) == len(values), f"{len(positions)} positions for {len(values)} values", code="bad_request")
+        refuse_unless(all(map(lt, positions, positions[1:])), "positions rise", code="bad_request")
+        for lane in known.named_lanes(keys, partition):
+            lane.check_position(positions[0])
+        refuse_unless(positions[-1] <= OFFSET_MAX, f"a position is at most {OFFSET_MAX}", code="bad_request")
+
     async def _enqueue_runs(
-        self, known: Topic, values: list[bytes], headers: dict[str, bytes] | None, extra: int, at: int, partition: int | None
+        self,
+        known: Topic,
+        values: list[bytes],
+        headers: dict[str, bytes] | None,
+        extra: int,
+        at: int,
+        partition: int | None,
+        positions: Sequence[int] | None,
     ) -> list[Delivery]:
         """Values without keys: as many as fit go into one batch, in one go."""
         deliveries: list[Delivery] = []
@@ -264,6 +346,8 @@ class Producer:
             first = len(lane.rows)
             lane.rows += [(delta, None, value, headers) for value in values[start:end]]
             lane.raw_bytes += size
+            if positions is not None:
+                lane.mark = lane.position = positions[end - 1]
             self._dispatcher.buffered_bytes += size
             deliveries.append(Delivery(lane.outcome, first, end - start, range(start, end)))
             if end < total or lane.raw_bytes >= self._batch_bytes:
@@ -279,6 +363,7 @@ class Producer:
         headers: Mapping[str, bytes] | None,
         timestamp: int | None,
         partition: int | None,
+        position: int | None,
     ) -> tuple[Lane, Delivery]:
         """Whoever calls it sees to it that the batch is closed, if the record is its first."""
         if value.__class__ is not bytes:
@@ -292,9 +377,14 @@ class Producer:
         size = record_bytes(key, value, headers_bytes)
         lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
+        if position is not None:
+            refuse_unless(self.name is not None, "only a named producer's records have positions", code="bad_request")
+            lane.check_position(position)
         delta = self._make_room(lane, size, at)
         delivery = Delivery(lane.outcome, len(lane.rows))
         lane.rows.append((delta, key, value, own_headers))
+        if position is not None:
+            lane.mark = lane.position = position
         if lane.raw_bytes >= self._batch_bytes:
             self._roll(lane)
         return lane, delivery
@@ -346,12 +436,25 @@ class Producer:
         return Topic(view.name, lanes, first=self._host.below(len(lanes)))
 
     def _make_session(self, replicas: Sequence[str], sequencer: str) -> PartitionSession:
+        if self.name is not None:
+            return self._make_named_session(replicas, sequencer, self.name)
         return PartitionSession(
             replicas=replicas,
             sequencer=sequencer,
             in_flight=self.settings.in_flight,
             tickets=self._dispatcher.tickets,
             producer=self._host.token() if self.settings.idempotent else NO_PRODUCER,
+        )
+
+    def _make_named_session(self, replicas: Sequence[str], sequencer: str, name: str) -> PartitionSession:
+        return PartitionSession(
+            replicas=replicas,
+            sequencer=sequencer,
+            in_flight=self.settings.in_flight,
+            tickets=self._dispatcher.tickets,
+            producer=self._identity.producer,
+            producer_epoch=self._identity.epoch,
+            name=name,
         )
 
     def _forget_topic(self, name: str) -> None:

@@ -11,6 +11,9 @@ so that a wrong guess costs one batch. A broker that is not the sequencer takes 
 A batch that fails for good breaks the chain of sequences: the sequencer refuses what follows as a gap. Then no more is sent until the tries
 under way are answered; what is certainly not stored goes on, in order, under a higher producer epoch from sequence 0, whose first batch
 fences whatever is still on its way of the older one (P-33); what is in doubt cannot be resolved any more and is reported as unknown.
+
+A named producer promises more: what it has stored of its positions is a prefix. So when one of its batches fails, nothing behind it is sent
+any more: `failure` says why, and the producer is to be opened again.
 """
 
 from collections import deque
@@ -70,8 +73,13 @@ class PartitionSession:
         in_flight: int,
         tickets: Iterator[int],
         producer: ProducerId,
+        producer_epoch: int = 0,
+        name: str = "",
     ) -> None:
-        """`producer` is a fresh producer id; NO_PRODUCER for batches that are not numbered, and not sent again when in doubt."""
+        """`producer` is a fresh producer id; NO_PRODUCER for batches that are not numbered, and not sent again when in doubt. With a `name`
+        it is that producer's, and `producer_epoch` the one that it was opened with; the first batch added has to be the opening, and
+        nothing is added behind it before it is acked.
+        """
         self.route = Route.LOCATING
         self.target = ""
         self.retries = 0
@@ -79,7 +87,12 @@ class PartitionSession:
         self._in_flight = in_flight
         self._tickets = tickets
         self.producer = producer
-        self.producer_epoch = 0
+        self.producer_epoch = producer_epoch
+        self.mark = 0
+        """The highest that acks have told."""
+        self.failure: StreamqError | None = None
+        """Of a named producer: why nothing is sent any more."""
+        self._name = name
         self._is_idempotent = producer != NO_PRODUCER
         self._next_sequence = 0
         self._sent: list[Entry] = []
@@ -161,6 +174,7 @@ class PartitionSession:
             self._pause, self._hops = PAUSE_S_MIN, 0
             if self.route is Route.PROBING:
                 self.route = Route.SENDING
+        self.mark = max(self.mark, ack.mark)
         self._forget(entry)
         return [Acked(entry, ack), *self._go_on(now)]
 
@@ -178,6 +192,8 @@ class PartitionSession:
             return self._go_on(now)
         entry.is_out = False
         self._reason = error_of(nack.code, nack.message, sequencer=nack.sequencer)
+        if self._name and isinstance(self._reason, FencedError):
+            self._reason = _fenced(self._name)
         effects: list[Effect] = []
         if nack.code == "sequence_gap" and self._is_idempotent:
             self._on_gap(entry, now)
@@ -230,6 +246,8 @@ class PartitionSession:
 
     def _go_on(self, now: float) -> list[Effect]:
         """Whatever can be done now: mend the chain, find a target, send."""
+        if self.failure is not None:
+            return self._fail_behind(self.failure)
         if self._chain_broken and not any(entry.is_out for entry in self._sent):
             effects = self._mend_chain()
             return effects + self._go_on(now)
@@ -373,10 +391,17 @@ class PartitionSession:
         return UnavailableError(f"not stored in time: {reason.message}", code="timed_out", hint=reason.hint)
 
     def _fail(self, entry: Entry, error: StreamqError) -> Failed:
-        if entry.sequence is not None and self._is_idempotent:
+        if self._name:
+            self.failure = self.failure or _failure_of(self._reason, error)
+        elif entry.sequence is not None and self._is_idempotent:
             self._chain_broken = True
         self._forget(entry)
         return Failed(entry, error)
+
+    def _fail_behind(self, failure: StreamqError) -> list[Effect]:
+        """What was added behind a batch that failed, but for tries that will be answered yet."""
+        behind = [entry for entry in [*self._sent, *self._waiting] if not entry.tickets]
+        return [self._fail(entry, _unknown(failure) if entry.may_be_stored else failure) for entry in behind]
 
     def _fail_all(self, verdict: Callable[[Entry], StreamqError]) -> list[Effect]:
         return [self._fail(entry, verdict(entry)) for entry in [*self._sent, *self._waiting]]
@@ -394,6 +419,19 @@ class PartitionSession:
         if self._sent and self._waiting:
             return min(self._sent[0], self._waiting[0], key=lambda entry: entry.deadline)
         return self._sent[0] if self._sent else self._waiting[0] if self._waiting else None
+
+
+def _fenced(name: str) -> FencedError:
+    return FencedError(
+        f"another producer named {name!r} was opened", code="fenced", hint="only one of a name goes on: end this one, or name it otherwise"
+    )
+
+
+def _failure_of(reason: StreamqError | None, error: StreamqError) -> StreamqError:
+    if isinstance(reason, FencedError):
+        return reason
+    hint = "open the producer again, and go on behind its position in this partition"
+    return UnavailableError(f"nothing is sent behind a batch that failed: {error.message}", code="unavailable", hint=hint)
 
 
 def _unknown(reason: StreamqError) -> StreamqError:

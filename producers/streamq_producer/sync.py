@@ -56,8 +56,15 @@ class Producer:
     at once: what has no outcome by then is unknown.
     """
 
-    def __init__(self, bootstrap: str | Sequence[str], *, timeouts: Timeouts | None = None, **options: Unpack[ProducerOptions]) -> None:
-        self._producer = AsyncProducer(bootstrap, timeouts=timeouts, **options)
+    def __init__(
+        self,
+        bootstrap: str | Sequence[str],
+        *,
+        name: str | None = None,
+        timeouts: Timeouts | None = None,
+        **options: Unpack[ProducerOptions],
+    ) -> None:
+        self._producer = AsyncProducer(bootstrap, name=name, timeouts=timeouts, **options)
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
 
@@ -86,9 +93,12 @@ class Producer:
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        position: int | None = None,
     ) -> Receipt:
         async def send() -> Receipt:
-            return await self._producer.send(topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition)
+            return await self._producer.send(
+                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position
+            )
 
         return self._open.call(send)
 
@@ -101,9 +111,12 @@ class Producer:
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        position: int | None = None,
     ) -> Delivery:
         async def enqueue() -> AsyncDelivery:
-            return await self._producer.enqueue(topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition)
+            return await self._producer.enqueue(
+                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position
+            )
 
         portal = self._open
         return Delivery(portal.call(enqueue), portal)
@@ -117,15 +130,21 @@ class Producer:
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[Delivery]:
         async def enqueue_many() -> list[AsyncDelivery]:
-            return await self._producer.enqueue_many(topic, values, keys=keys, headers=headers, timestamp=timestamp, partition=partition)
+            return await self._producer.enqueue_many(
+                topic, values, keys=keys, headers=headers, timestamp=timestamp, partition=partition, positions=positions
+            )
 
         portal = self._open
         return [Delivery(delivery, portal) for delivery in portal.call(enqueue_many)]
 
     def topic(self, name: str, codec: Codec[T]) -> "TypedTopic[T]":
         return TypedTopic(self, name, codec)
+
+    def position(self, topic: str, partition: int) -> int:
+        return self._open.call(self._producer.position, topic, partition)
 
     def flush(self) -> None:
         self._open.call(self._producer.flush)

@@ -1,12 +1,16 @@
 """A topic as the producer fills it: one lane a partition, and which of them the next record goes to."""
 
 from collections.abc import Sequence
+from typing import Final
 
+from streamq.client.settings import refuse_unless
 from streamq.model.errors import NotFoundError
 from streamq_producer.lane import Lane
 from streamq_producer.records import partition_of
 
 __all__ = ["Topic"]
+
+NOWHERE: Final = "a named producer's record has a key, or a partition is named: one that is sent again after a restart must go where it was"
 
 
 class Topic:
@@ -30,6 +34,17 @@ class Topic:
         if key is not None:
             return self.lanes[partition_of(key, partitions=len(self.lanes))]
         return self.next_lane()
+
+    def named_lane(self, key: bytes | None, partition: int | None) -> Lane:
+        """Where a named producer's record goes: always to the same one. Raises NotFoundError, and RefusedError."""
+        refuse_unless(key is not None or partition is not None, NOWHERE, code="bad_request")
+        return self.lane_of(key, partition)
+
+    def named_lanes(self, keys: Sequence[bytes | None] | None, partition: int | None) -> list[Lane]:
+        """As `named_lane`, of many records."""
+        if partition is not None or keys is None:
+            return [self.named_lane(None, partition)]
+        return list(dict.fromkeys(self.named_lane(key, None) for key in dict.fromkeys(keys)))
 
     def next_lane(self) -> Lane:
         if self.current.rows:

@@ -13,6 +13,7 @@ from streamq.broker.groups import Groups
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
+from streamq.broker.producers import open_named
 from streamq.broker.readmission import Readmissions
 from streamq.broker.retention import Trims
 from streamq.broker.session import Session, answer, failure_of, need_broker
@@ -44,6 +45,7 @@ from streamq.model.messages import (
     Metadata,
     OffsetFound,
     Ok,
+    OpenProducer,
     PartitionTrimmed,
     PlaceGroup,
     ReadGroup,
@@ -107,6 +109,7 @@ class Requests:
             ReadTip: self._read_tip,
             FindOffset: self._find_offset,
             ReadTimes: self._read_times,
+            OpenProducer: self._open_producer,
             Copy: self._copy,
             ReadTable: self._read_table,
             TakeOver: self._take_over,
@@ -236,6 +239,12 @@ class Requests:
     async def _read_times(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, ReadTimes)
         return TimesRead(self.node.clock.now_ms(), await append_times(self.node, frame.message.places))
+
+    # --- named producers
+
+    async def _open_producer(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, OpenProducer)
+        return await open_named(self.node, frame.message)
 
     # --- brokers
 

@@ -125,7 +125,9 @@ class Sequencing:
             self._assigned.append(stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time))
         elif isinstance(result, Duplicate):
             base = result.base if result.base is not None else -1
-            session.acks.append(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable))
+            session.acks.append(
+                Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable, result.mark)
+            )
             node.touch(session)
             node.metrics.duplicates += 1
         elif isinstance(result, Refused) and result.code == "sequence_gap":
@@ -256,7 +258,7 @@ class Sequencing:
         self.node.metrics.ack_seconds.record(self.node.now_us - ticket.arrived_us)
         ticket.session.pending -= 1
         ticket.session.acks.append(
-            Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), self._durable)
+            Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), self._durable, acked.mark)
         )
         self.node.touch(ticket.session)
 

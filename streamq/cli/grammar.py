@@ -235,6 +235,9 @@ def _add_produce(commands: "Verbs[Parser]") -> None:
     produce.add_argument(
         "--timeout", type=positive_float, default=30.0, metavar="SECONDS", help="for one record to be acked, retries included (30)"
     )
+    produce.add_argument(
+        "--resume", metavar="NAME", help="each line of one FILE once: started again with this name, go on where the last run ended"
+    )
     produce.add_argument("--receipts", metavar="FILE", help="write a JSON line a record: partition, offset, when acked")
     produce.add_argument("--rejects", metavar="FILE", help="write what was not acked, a JSON line a record with its outcome")
     produce.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")

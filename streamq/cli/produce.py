@@ -16,7 +16,9 @@ from streamq.cli.admin import Admin
 from streamq.cli.lines import LineSplitter, Run
 from streamq.cli.outcomes import Outcomes, RejectedRecord
 from streamq.cli.output import EXIT_INTERRUPTED, EXIT_PARTLY, Style, count, duration, json_line, note, size
+from streamq.cli.pace import Pace
 from streamq.cli.record_format import ParsedRecord, parse_record
+from streamq.cli.resume import Resume, Routing, check_resume
 from streamq.cli.running import run_until_interrupted
 from streamq.cli.settings import Bootstrap, find_bootstrap
 from streamq.cli.topic import check_name
@@ -32,8 +34,6 @@ READ_BYTES: Final = 1 << 20
 JSON_LINE_BYTES_MAX: Final = 8 * RECORD_BYTES_MAX
 """An object may spell one byte of a record with up to six of its own."""
 PROGRESS_INTERVAL_S: Final = 0.25
-PACE_S: Final = 0.02
-"""With --rate, as many records as are due are sent so often."""
 EXAMPLE: Final = "streamq produce orders -H source=web"
 
 
@@ -58,12 +58,15 @@ def run(options: argparse.Namespace) -> int:
             with open(path, "rb"):  # a file that cannot be read is told before anything is sent
                 pass
     _refuse_overwriting(options)
+    if options.resume is not None:
+        check_resume(options)
     with Outcomes(receipts=options.receipts, rejects=options.rejects) as outcomes:
         shown = Progress(outcomes, options)
 
         async def work() -> None:
             producer = Producer(
                 str(bootstrap),
+                name=options.resume,
                 compression=compression,
                 level=level,
                 delivery_timeout_s=options.timeout,
@@ -73,7 +76,9 @@ def run(options: argparse.Namespace) -> int:
                 shown.watch(producer)
                 outcomes.start(tasks, plan.headers)
                 tasks.start_soon(shown.run)
-                if not await _send_all(producer, plan, options.file or ["-"], outcomes, shown):
+                if options.resume is not None:
+                    await _send_rest(producer, plan, options.file[0], outcomes, shown)
+                elif not await _send_all(producer, plan, options.file or ["-"], outcomes, shown):
                     await _check_topic(bootstrap, plan)
                 await outcomes.all_settled()
                 tasks.cancel_scope.cancel()
@@ -147,7 +152,7 @@ def parse_compression(text: str) -> tuple[Literal["zstd", "none"], int]:
 async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outcomes: Outcomes, shown: "Progress") -> int:
     """How many lines there were."""
     line_bytes_max = JSON_LINE_BYTES_MAX if plan.is_json else _line_bytes_max(plan)
-    pace = _Pace(plan.rate)
+    pace = Pace(plan.rate)
     numbered = 0
     for path in paths:
         splitter = LineSplitter(line_bytes_max=line_bytes_max)
@@ -161,6 +166,17 @@ async def _send_all(producer: Producer, plan: _Plan, paths: Sequence[str], outco
         _refuse_too_long(splitter, outcomes)
         numbered = splitter.count
     return numbered
+
+
+async def _send_rest(producer: Producer, plan: _Plan, path: str, outcomes: Outcomes, shown: "Progress") -> None:
+    """What is not stored yet of a file that earlier runs have begun with."""
+    routing = Routing(plan.topic, plan.key, plan.separator, plan.headers, plan.partition)
+    resume = Resume(path, routing, line_bytes_max=_line_bytes_max(plan))
+    await resume.open(producer)
+    shown.goes_on(resume)
+    async for taken in resume.send(producer, outcomes, Pace(plan.rate)):
+        shown.read_bytes += taken
+        shown.sent_bytes = shown.read_bytes
 
 
 async def pieces(path: str) -> AsyncIterator[bytes]:
@@ -198,27 +214,7 @@ def _refuse_too_long(splitter: LineSplitter, outcomes: Outcomes) -> None:
 # --- sending ---------------------------------------------------------------------------------------------------------------
 
 
-class _Pace:
-    """Spreads records evenly over time; no rate means at once."""
-
-    def __init__(self, rate: float | None) -> None:
-        self._rate = rate
-        self._begun = time.monotonic()
-        self._sent = 0
-
-    def slice(self) -> int:
-        return sys.maxsize if self._rate is None else max(1, int(self._rate * PACE_S))
-
-    async def wait(self, records: int) -> None:
-        if self._rate is None:
-            return
-        delay = self._begun + self._sent / self._rate - time.monotonic()
-        self._sent += records
-        if delay > 0:
-            await anyio.sleep(delay)
-
-
-async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes: Outcomes, pace: _Pace, shown: "Progress") -> None:
+async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes: Outcomes, pace: Pace, shown: "Progress") -> None:
     for run_first, lines in runs:
         step = pace.slice()
         for begin in range(0, len(lines), step):
@@ -310,6 +306,11 @@ class Progress:
         self._begun = time.monotonic()
         self._total_bytes = _total_bytes(options.file)
         self._producer: Producer | None = None
+        self._resume: Resume | None = None
+
+    def goes_on(self, resume: Resume) -> None:
+        self._resume = resume
+        self._total_bytes = max(0, self._total_bytes - resume.begin)
 
     def watch(self, producer: Producer) -> None:
         self._producer = producer
@@ -344,6 +345,8 @@ class Progress:
                 "longest_gap_s": round(gap_s, 6),
                 "interrupted": was_interrupted,
             }
+            if self._resume is not None:
+                row |= {"resumed_at": self._resume.begin, "skipped": self._resume.skipped}
             if outcomes.first_error is not None:
                 row["first_error"] = {"code": outcomes.first_error.code, "message": outcomes.first_error.message}
             print(json_line(row), file=sys.stderr)
@@ -353,6 +356,9 @@ class Progress:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr)
         unknown = outcomes.unknown + outcomes.waiting
+        if self._resume is not None:
+            begin, skipped = self._resume.begin, self._resume.skipped
+            note(f"resumed at byte {begin}" + (f" ({count(skipped)} lines behind it were stored already)" if skipped else ""))
         note(
             f"{'interrupted: ' if was_interrupted else ''}acked {count(outcomes.acked)}, refused {count(outcomes.refused)}, "
             f"unknown {count(unknown)}; {size(self.read_bytes)} in {duration(took)} ({count(outcomes.acked / took)} records/s); "

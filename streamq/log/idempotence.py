@@ -1,20 +1,34 @@
 """The idempotence table of one partition (P-33 to P-35): a pure fold over the batch headers of the committed log, in offset order.
 
-    producer id -> producer epoch, last sequence, append time of its last batch, places of its last K batches
+    producer id -> producer epoch, last sequence, append time of its last batch, places of its last K batches, mark, whether it is named
 
 Two tables folded over the same headers answer alike, on whatever replica, because nothing but the headers goes in: an entry expires when
-the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch. Append times never fall, so an entry that has
-expired once stays expired, and dropping it from memory earlier or later changes no answer. The fold refuses nothing: refusing is the
-sequencer's part, which judges a batch before it assigns.
+the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch (of a named producer `NAMED_PRODUCER_EXPIRY_MS`).
+Append times never fall, so an entry that has expired once stays expired, and dropping it from memory earlier or later changes no answer.
+The fold refuses nothing: refusing is the sequencer's part, which judges a batch before it assigns.
+
+A producer is named once it has written an opening (a control batch, sequence 0 of its epoch) or a mark; its entry keeps the highest mark
+over all its epochs. An ack tells the mark that the entry has with that batch, so the ack of an opening says how far the producer's earlier
+selves came. Why that is right whatever happens in between:
+
+- The older instance's batches lie before the opening, and count, or come after it, and are refused as fenced: no mark below the ack's is
+  missing in it, none above it comes later.
+- The opening is acked when it is below the high watermark, and so is everything before it that the mark counts. If the epoch ends
+  first, what was in flight may be void, its marks with it; nobody was told them. The opening is sent again, to a sequencer whose table is
+  folded over what is left: either it is a repeat of what is in the log, or it is assigned anew, and the mark is what that log has.
+- A repeat of an opening is answered with the mark as it is then. It is the same as the first answer's, unless the new instance has written
+  in between, and it writes nothing behind an opening whose ack it does not have (an ack for a try that is over tells it nothing new).
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterator
+from itertools import chain
 
 import msgspec
 
 from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER, ProducerId
-from streamq.model.limits import DEDUP_BATCHES, PRODUCER_EXPIRY_MS
+from streamq.model.limits import DEDUP_BATCHES, NAMED_PRODUCER_EXPIRY_MS, PRODUCER_EXPIRY_MS
 from streamq.model.tables import Place, ProducerSnapshot, TableSnapshot
 
 __all__ = [
@@ -62,21 +76,42 @@ _NEXT = Next()
 class Producer:
     """What is known of one producer. Invariant: `places` are the last of its batches in `epoch`, consecutive, up to `last_sequence`."""
 
-    __slots__ = ("append_time", "epoch", "last_sequence", "places")
+    __slots__ = ("append_time", "epoch", "is_named", "last_sequence", "mark", "places")
 
-    def __init__(self, epoch: int, last_sequence: int, append_time: int, places: deque[Place]) -> None:
+    def __init__(
+        self, epoch: int, last_sequence: int, append_time: int, places: deque[Place], *, mark: int = 0, is_named: bool = False
+    ) -> None:
         self.epoch = epoch
         self.last_sequence = last_sequence
         self.append_time = append_time
         self.places = places
+        self.mark = mark
+        self.is_named = is_named
 
     def fork(self) -> "Producer":
-        return Producer(self.epoch, self.last_sequence, self.append_time, self.places.copy())
+        return Producer(self.epoch, self.last_sequence, self.append_time, self.places.copy(), mark=self.mark, is_named=self.is_named)
 
-    def add(self, place: Place) -> None:
+    def counts_at(self, at: int) -> bool:
+        """Whether it has not expired when the log's time is `at`."""
+        return self.append_time + (NAMED_PRODUCER_EXPIRY_MS if self.is_named else PRODUCER_EXPIRY_MS) >= at
+
+    def add(self, place: Place, header: BatchHeader) -> None:
+        """The next batch of its epoch."""
+        self._take_name(header)
         self.last_sequence = place.sequence
         self.append_time = place.append_time
         self.places.append(place)
+
+    def begin_epoch(self, place: Place, header: BatchHeader) -> "Producer":
+        """As it is after the first batch of another epoch of its own: the mark and the name stay."""
+        begun = first_batch(place, header)
+        begun.mark = max(begun.mark, self.mark)
+        begun.is_named = begun.is_named or self.is_named
+        return begun
+
+    def _take_name(self, header: BatchHeader) -> None:
+        self.mark = max(self.mark, header.mark)
+        self.is_named = self.is_named or header.mark > 0 or header.is_control
 
     def place_of(self, sequence: int) -> Place | None:
         back = self.last_sequence - sequence
@@ -87,8 +122,10 @@ class Producer:
         return place
 
 
-def first_batch(*, epoch: int, place: Place) -> Producer:
-    return Producer(epoch, place.sequence, place.append_time, deque((place,), DEDUP_BATCHES))
+def first_batch(place: Place, header: BatchHeader) -> Producer:
+    known = Producer(header.producer_epoch, place.sequence, place.append_time, deque((place,), DEDUP_BATCHES))
+    known._take_name(header)
+    return known
 
 
 def judge(known: Producer | None, *, epoch: int, sequence: int) -> Verdict:
@@ -107,22 +144,24 @@ def judge(known: Producer | None, *, epoch: int, sequence: int) -> Verdict:
 class IdempotenceTable:
     """The fold over everything committed in `[0, position)`.
 
-    Invariants: entries are ordered by the append time of their last batch, oldest first; none is newer than `last_append_time`."""
+    Invariants: entries are ordered by the append time of their last batch, oldest first, the named among themselves and the others, too;
+    a producer is in one of the two; none is newer than `last_append_time`."""
 
     def __init__(self, position: int = 0) -> None:
         self.position = position
         self.last_append_time = 0
         self._producers: OrderedDict[ProducerId, Producer] = OrderedDict()  # a dict would scan its holes to find the oldest
+        self._named: OrderedDict[ProducerId, Producer] = OrderedDict()
 
     @property
     def producers(self) -> int:
         """How many are in memory, some of which may have expired."""
-        return len(self._producers)
+        return len(self._producers) + len(self._named)
 
     def get(self, producer: ProducerId, *, at: int) -> Producer | None:
         """The entry as it counts at the append time `at`; expired ones do not. Read it, never change it."""
-        known = self._producers.get(producer)
-        return known if known is None or known.append_time + PRODUCER_EXPIRY_MS >= at else None
+        known = self._producers.get(producer) or self._named.get(producer)
+        return known if known is not None and known.counts_at(at) else None
 
     def fold(self, header: BatchHeader) -> None:
         """Takes the next committed batch. Asserts that it begins at `position`."""
@@ -134,26 +173,32 @@ class IdempotenceTable:
         if header.producer == NO_PRODUCER:
             return
         place = Place(header.sequence, header.base, header.records, at)
-        known = self._producers.get(header.producer)
-        if known is None or header.producer_epoch != known.epoch or known.append_time + PRODUCER_EXPIRY_MS < at:
-            self._producers[header.producer] = first_batch(epoch=header.producer_epoch, place=place)
+        known = self._producers.pop(header.producer, None) or self._named.pop(header.producer, None)
+        if known is None or not known.counts_at(at):
+            known = first_batch(place, header)
+        elif header.producer_epoch != known.epoch:
+            known = known.begin_epoch(place, header)
         else:
-            known.add(place)
-        self._producers.move_to_end(header.producer)
-        self._expire()
+            known.add(place, header)
+        (self._named if known.is_named else self._producers)[header.producer] = known
+        self._expire(self._producers)
+        self._expire(self._named)
 
     def verdict(self, producer: ProducerId, *, epoch: int, sequence: int, at: int) -> Verdict:
         return judge(self.get(producer, at=at), epoch=epoch, sequence=sequence)
 
     def live(self, *, at: int) -> set[ProducerId]:
-        return {name for name, known in self._producers.items() if known.append_time + PRODUCER_EXPIRY_MS >= at}
+        return {name for name, known in self._entries() if known.counts_at(at)}
 
     def snapshot(self) -> TableSnapshot:
         """As a value, to be kept with checkpoints or given to another replica."""
         return TableSnapshot(
             self.position,
             self.last_append_time,
-            tuple(ProducerSnapshot(name, p.epoch, p.last_sequence, p.append_time, tuple(p.places)) for name, p in self._producers.items()),
+            tuple(
+                ProducerSnapshot(name, p.epoch, p.last_sequence, p.append_time, tuple(p.places), p.mark, p.is_named)
+                for name, p in sorted(self._entries(), key=lambda entry: entry[1].append_time)
+            ),
         )
 
     @classmethod
@@ -161,18 +206,23 @@ class IdempotenceTable:
         table = cls(snapshot.position)
         table.last_append_time = snapshot.last_append_time
         for p in snapshot.producers:
-            table._producers[p.producer] = Producer(p.epoch, p.last_sequence, p.append_time, deque(p.places, DEDUP_BATCHES))
+            entries = table._named if p.named else table._producers
+            places = deque(p.places, DEDUP_BATCHES)
+            entries[p.producer] = Producer(p.epoch, p.last_sequence, p.append_time, places, mark=p.mark, is_named=p.named)
         return table
 
     def become(self, other: "IdempotenceTable") -> None:
         """Takes the place of what was here; `other` must not be used any more."""
-        self.position, self.last_append_time, self._producers = other.position, other.last_append_time, other._producers
+        self.position, self.last_append_time = other.position, other.last_append_time
+        self._producers, self._named = other._producers, other._named
 
-    def _expire(self) -> None:
+    def _entries(self) -> Iterator[tuple[ProducerId, Producer]]:
+        return chain(self._producers.items(), self._named.items())
+
+    def _expire(self, entries: OrderedDict[ProducerId, Producer]) -> None:
         """The oldest entry is first, so each fold looks at one or two."""
-        limit = self.last_append_time - PRODUCER_EXPIRY_MS
-        while self._producers:
-            name = next(iter(self._producers))
-            if self._producers[name].append_time >= limit:
+        while entries:
+            name = next(iter(entries))
+            if entries[name].counts_at(self.last_append_time):
                 return
-            del self._producers[name]
+            del entries[name]

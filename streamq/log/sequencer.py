@@ -9,7 +9,7 @@ batch of this epoch is assigned, and goes on here. Until then the table cannot h
 """
 
 import enum
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,7 +18,7 @@ from streamq.log.idempotence import Fenced, Gap, IdempotenceTable, Next, Place, 
 from streamq.model.batches import BatchHeader
 from streamq.model.errors import ProtocolError
 from streamq.model.ids import NO_PRODUCER, Member, PartitionId, ProducerId
-from streamq.model.limits import IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCER_EXPIRY_MS, PRODUCERS_PER_PARTITION_MAX
+from streamq.model.limits import IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCERS_PER_PARTITION_MAX
 from streamq.model.messages import StoredRun
 from streamq.model.quorum import high_watermark
 from streamq.model.registers import Segment
@@ -49,6 +49,7 @@ class Duplicate(msgspec.Struct, frozen=True):
     base: int | None
     append_time: int
     copies: int
+    mark: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -63,6 +64,8 @@ class Acked(NamedTuple):
     base: int
     append_time: int
     copies: int
+    mark: int = 0
+    """The highest of its producer with this batch, see `log.idempotence`."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -93,13 +96,14 @@ _WAITING: Final = Waiting()
 
 
 class _InFlight:
-    __slots__ = ("append_time", "base", "end", "producer", "tickets")
+    __slots__ = ("append_time", "base", "end", "mark", "producer", "tickets")
 
     def __init__(self, base: int, end: int, append_time: int, producer: ProducerId, ticket: object) -> None:
         self.base = base
         self.end = end
         self.append_time = append_time
         self.producer = producer
+        self.mark = 0
         self.tickets = [ticket]
 
 
@@ -125,7 +129,7 @@ class Sequencer:
         self._gone: set[Member] = set()
         self._in_flight: deque[_InFlight] = deque()
         self._by_base: dict[int, _InFlight] = {}
-        self._overlay: OrderedDict[ProducerId, Producer] = OrderedDict()
+        self._overlay: dict[ProducerId, Producer] = {}
         self._flying: dict[ProducerId, int] = {}
 
     @property
@@ -161,7 +165,7 @@ class Sequencer:
             known = self._known(producer, at)
             verdict = judge(known, epoch=header.producer_epoch, sequence=header.sequence)
             if type(verdict) is not Next:
-                return self._not_next(verdict, header, ticket)
+                return self._not_next(verdict, known, header, ticket)
             if refusal := self._over_a_limit(producer, known):
                 return refusal
         if len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX:
@@ -173,29 +177,30 @@ class Sequencer:
         self._in_flight.append(flight)
         self._by_base[base] = flight
         if producer != NO_PRODUCER:
-            self._note(producer, header.producer_epoch, known, Place(header.sequence, base, header.records, at))
+            flight.mark = self._note(header, known, Place(header.sequence, base, header.records, at)).mark
         return Assigned(self.epoch, base, at)
 
     def _known(self, producer: ProducerId, at: int) -> Producer | None:
         own = self._overlay.get(producer)
         if own is None:
             return self._table.get(producer, at=at)
-        return own if own.append_time + PRODUCER_EXPIRY_MS >= at else None
+        return own if own.counts_at(at) else None
 
-    def _not_next(self, verdict: object, header: BatchHeader, ticket: object) -> Waiting | Duplicate | Refused:
+    def _not_next(self, verdict: object, known: Producer | None, header: BatchHeader, ticket: object) -> Waiting | Duplicate | Refused:
         if type(verdict) is Fenced:
             return Refused("fenced", f"producer epoch {header.producer_epoch} was followed by {verdict.newest}")
         if type(verdict) is Gap:
             return Refused("sequence_gap", f"sequence {header.sequence} leaves a gap: {verdict.expected} is next for this producer here")
         assert type(verdict) is Repeat
+        assert known is not None
         place = verdict.place
         if place is None:
-            return Duplicate(None, 0, self._write)
+            return Duplicate(None, 0, self._write, known.mark)
         flight = self._by_base.get(place.base) if place.base >= self.high_watermark else None
         if flight is None:
             end = place.base + place.records
             copies = self._copies(end) if place.base >= self.segment.base else self._write
-            return Duplicate(place.base, place.append_time, copies)
+            return Duplicate(place.base, place.append_time, copies, known.mark)
         if len(flight.tickets) >= TICKETS_PER_BATCH_MAX:
             return Refused("busy", f"{TICKETS_PER_BATCH_MAX} repeats of sequence {header.sequence} wait for it already")
         flight.tickets.append(ticket)  # P-35: answered once it is below the high watermark
@@ -213,22 +218,22 @@ class Sequencer:
                 )
         return None
 
-    def _note(self, producer: ProducerId, epoch: int, known: Producer | None, place: Place) -> None:
+    def _note(self, header: BatchHeader, known: Producer | None, place: Place) -> Producer:
+        producer = header.producer
         own = self._overlay.get(producer)
-        if known is None or known.epoch != epoch:
-            self._overlay[producer] = first_batch(epoch=epoch, place=place)
-        elif own is known:
-            own.add(place)
+        if known is None:
+            own = first_batch(place, header)
+        elif known.epoch != header.producer_epoch:
+            own = known.begin_epoch(place, header)
         else:
-            self._overlay[producer] = own = known.fork()
-            own.add(place)
-        self._overlay.move_to_end(producer)
+            own = own if own is known else known.fork()
+            own.add(place, header)
+        self._overlay[producer] = own
         self._flying[producer] = self._flying.get(producer, 0) + 1
+        return own
 
     def _expire(self) -> None:
-        limit = self.last_append_time - PRODUCER_EXPIRY_MS
-        while self._overlay and next(iter(self._overlay.values())).append_time < limit:
-            self._overlay.popitem(last=False)
+        self._overlay = {producer: own for producer, own in self._overlay.items() if own.counts_at(self.last_append_time)}
 
     # --- acking --------------------------------------------------------------------------------------------------------
 
@@ -267,7 +272,7 @@ class Sequencer:
         while in_flight and in_flight[0].end <= mark:
             flight = in_flight.popleft()
             del self._by_base[flight.base]
-            acks += [Acked(ticket, flight.base, flight.append_time, copies) for ticket in flight.tickets]
+            acks += [Acked(ticket, flight.base, flight.append_time, copies, flight.mark) for ticket in flight.tickets]
             left = self._flying.get(flight.producer, 1) - 1
             if left:
                 self._flying[flight.producer] = left

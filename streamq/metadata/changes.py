@@ -12,9 +12,9 @@ from typing import TypeVar
 import msgspec
 
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
-from streamq.model.ids import Incarnation, Member, PartitionId
-from streamq.model.limits import CHAIN_SEGMENTS_MAX
-from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, Segment, TopicRegister, Voters
+from streamq.model.ids import Incarnation, Member, PartitionId, ProducerId
+from streamq.model.limits import CHAIN_SEGMENTS_MAX, PRODUCER_EPOCH_MAX
+from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, ProducerRegister, Segment, TopicRegister, Voters
 
 __all__ = [
     "alter_topic",
@@ -27,6 +27,7 @@ __all__ = [
     "directory_fault",
     "join",
     "name_holders",
+    "open_producer",
     "register_broker",
     "take_settings",
     "trim",
@@ -231,6 +232,28 @@ def _living(current: PartitionRegister | None, topic: str, index: int, partition
 
 def _unknown_topic(name: str) -> NotFoundError:
     return NotFoundError(f"topic {name} does not exist", code="unknown_topic", hint="`streamq topic ls` shows those that do")
+
+
+# --- named producers -------------------------------------------------------------------------------------------------------
+
+
+def open_producer(name: str, *, fresh: ProducerId, attempt: bytes) -> Change[ProducerRegister]:
+    """Raises the epoch by one, once for each attempt as long as nobody else has opened since. `fresh` is the id if this is the first time.
+
+    Each epoch belongs to one attempt. An attempt that is applied again after another's gets a second epoch, above the other's, and uses
+    that one: its first is never told to anybody. Raises limit_reached.
+    """
+
+    def change(current: ProducerRegister | None) -> ProducerRegister:
+        if current is None:
+            return ProducerRegister(fresh, 1, attempt)
+        if current.attempt == attempt:
+            return current
+        if current.epoch >= PRODUCER_EPOCH_MAX:
+            raise RefusedError(f"producer {name!r} was opened {current.epoch} times, the most there may be", code="limit_reached")
+        return ProducerRegister(current.id, current.epoch + 1, attempt)
+
+    return change
 
 
 # --- brokers and voters ----------------------------------------------------------------------------------------------------

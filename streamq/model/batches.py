@@ -9,12 +9,23 @@ import msgspec
 
 from streamq.model.ids import PartitionId, ProducerId
 
-__all__ = ["BATCH_HEADER_BYTES", "COMPRESSION_NONE", "COMPRESSION_ZSTD", "FORMAT_MSGPACK", "Batch", "BatchHeader", "Compression"]
+__all__ = [
+    "BATCH_HEADER_BYTES",
+    "COMPRESSION_NONE",
+    "COMPRESSION_ZSTD",
+    "FLAG_CONTROL",
+    "FORMAT_MSGPACK",
+    "Batch",
+    "BatchHeader",
+    "Compression",
+]
 
-BATCH_HEADER_BYTES: Final = 120
+BATCH_HEADER_BYTES: Final = 128
 FORMAT_MSGPACK: Final = 1
 COMPRESSION_NONE: Final = 0
 COMPRESSION_ZSTD: Final = 1
+FLAG_CONTROL: Final = 1
+"""A batch of exactly one record that is for brokers and producers: it has an offset, and no consumer hands it out."""
 Compression = Literal[0, 1]
 
 
@@ -22,6 +33,7 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     """What a batch says of itself. `epoch`, `base` and `append_time` are zero until a sequencer has stamped it; epoch 0 never exists.
 
     `[base, end)` are the offsets of its records, `sequence` numbers the producer's batches in this partition (0, 1, 2, …).
+    `mark` is the producer's own position (that of the last record, in whatever it reads from), 0 where it has none.
     Times are milliseconds since 1970. `payload_bytes` counts the payload alone, `raw_bytes` what it decompresses to.
     """
 
@@ -40,6 +52,12 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     append_time: int
     record_format: int = FORMAT_MSGPACK
     compression: int = COMPRESSION_ZSTD
+    flags: int = 0
+    mark: int = 0
+
+    @property
+    def is_control(self) -> bool:
+        return bool(self.flags & FLAG_CONTROL)
 
     @property
     def end(self) -> int:

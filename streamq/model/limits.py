@@ -22,12 +22,15 @@ __all__ = [
     "IN_FLIGHT_BATCHES_MAX",
     "IN_FLIGHT_BYTES_MAX",
     "KEY_CHARS_MAX",
+    "NAMED_PRODUCERS_MAX",
+    "NAMED_PRODUCER_EXPIRY_MS",
     "NAME_CHARS_MAX",
     "OFFSET_MAX",
     "PARTITIONS_PER_TOPIC_MAX",
     "PEER_QUEUE_BYTES_MAX",
     "PLACES_PER_REQUEST_MAX",
     "PRODUCERS_PER_PARTITION_MAX",
+    "PRODUCER_EPOCH_MAX",
     "PRODUCER_EXPIRY_MS",
     "RECORD_BYTES_MAX",
     "REGISTER_BYTES_MAX",
@@ -97,6 +100,10 @@ DEDUP_BATCHES: Final = 64
 """K of P-34: the batches of one producer whose offsets the idempotence table keeps."""
 PRODUCERS_PER_PARTITION_MAX: Final = 20_000
 PRODUCER_EXPIRY_MS: Final = 7 * 24 * 3600 * 1000
+NAMED_PRODUCER_EXPIRY_MS: Final = 366 * 24 * 3600 * 1000
+PRODUCER_EPOCH_MAX: Final = (1 << 32) - 1
+NAMED_PRODUCERS_MAX: Final = 10_000
+"""Names of producers that a cluster keeps."""
 TABLE_PAGE_PRODUCERS_MAX: Final = 250
 """Of an idempotence table, in one answer to `ReadTable`: checked in a few milliseconds."""
 PLACE_BYTES_MAX: Final = 37

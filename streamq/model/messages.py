@@ -258,6 +258,8 @@ class Ack(NamedTuple):
     copies: U63
     of: U63
     durable: bool
+    mark: U63 = 0
+    """The highest mark that the batch's producer has in this partition up to it; in answer to a repeat perhaps of what followed it."""
 
 
 class Nack(NamedTuple):
@@ -519,6 +521,25 @@ class KeepTable(Message, frozen=True, tag=136):
     partition: Id16
 
 
+# --- named producers ---------------------------------------------------------------------------------------------------------
+
+
+class OpenProducer(Message, frozen=True, tag=120):
+    """Raises the epoch of the producer with this name (P-33); the first time gives it its id. Answered by `ProducerOpened`.
+
+    `attempt` is random, one for each opening: asked again with the same, to any broker, it opens once, as long as nobody else has opened
+    since, and then once more.
+    """
+
+    name: Name
+    attempt: Identity
+
+
+class ProducerOpened(Message, frozen=True, tag=121):
+    producer: Id16
+    epoch: U63
+
+
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
 
 
@@ -714,6 +735,7 @@ AnyMessage = (
     | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records | ReadTimes | TimesRead
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
     | ReadTable | Table | KeepTable
+    | OpenProducer | ProducerOpened
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
     | JoinGroup | GroupView | Attend | CommitPositions | Committed | LeaveGroup | ListGroups | Groups | ReadGroup | GroupRead
     | PlaceGroup | DeleteGroup

@@ -13,12 +13,14 @@ __all__ = [
     "ClusterRegister",
     "Durability",
     "PartitionRegister",
+    "ProducerRegister",
     "Segment",
     "TopicRegister",
     "Voter",
     "Voters",
     "broker_key",
     "partition_key",
+    "producer_key",
     "topic_key",
 ]
 
@@ -124,6 +126,14 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
         return Quorum(self.replicas, self.write, self.read).fault()
 
 
+class ProducerRegister(msgspec.Struct, frozen=True, array_like=True):
+    """`producer/<name>`: the id that a named producer keeps, how often it was opened, and by which attempt last (P-33, P-5)."""
+
+    id: Id16
+    epoch: U63
+    attempt: Identity
+
+
 class BrokerRegister(msgspec.Struct, frozen=True, array_like=True):
     """`broker/<id>`: where a broker is, in which incarnation, and how often its directory was started (P-31)."""
 
@@ -183,3 +193,7 @@ def topic_key(topic: str) -> str:
 
 def partition_key(topic: str, index: int) -> str:
     return f"partition/{topic}/{index}"
+
+
+def producer_key(name: str) -> str:
+    return f"producer/{name}"

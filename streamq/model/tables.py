@@ -29,6 +29,9 @@ class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
     last_sequence: U63
     append_time: U63
     places: tuple[Place, ...]
+    mark: U63 = 0
+    """The highest that it has told, in whatever epoch of its own."""
+    named: bool = False
 
 
 class TableSnapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -44,6 +47,8 @@ def fault_of(snapshot: ProducerSnapshot, *, position: int, after: int, last_appe
     places = snapshot.places
     if snapshot.producer == NO_PRODUCER:
         return "is none"
+    if snapshot.mark and not snapshot.named:
+        return f"has the mark {snapshot.mark} and no name"
     if not 0 < len(places) <= DEDUP_BATCHES:
         return f"has {len(places)} places"
     if not after <= snapshot.append_time <= last_append_time:

@@ -1,7 +1,7 @@
 """The batch header in bytes, and its two checksums.
 
-    magic "SQB1" | header crc | record format, compression, flags (0) | records | payload bytes | raw bytes | payload crc | 0
-    | partition id | producer id | producer epoch | 0 | sequence | first, max timestamp | epoch | base | append time
+    magic "SQB2" | header crc | record format, compression, flags | records | payload bytes | raw bytes | payload crc | 0
+    | partition id | producer id | producer epoch | 0 | sequence | mark | first, max timestamp | epoch | base | append time
 
 The header's CRC-32C covers everything after it in the header, the payload's checksum included, so a batch is bound to its partition and
 its position (P-28). A producer leaves epoch, base and append time zero; the sequencer stamps them, and only the header is written anew.
@@ -14,15 +14,15 @@ from typing import Final
 import google_crc32c
 import msgspec
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_ZSTD, FORMAT_MSGPACK, Batch, BatchHeader
+from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_ZSTD, FLAG_CONTROL, FORMAT_MSGPACK, Batch, BatchHeader
 from streamq.model.errors import RefusedError
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX, OFFSET_MAX
 
 __all__ = ["MAGIC", "BadBatchError", "decode_header", "encode_batch", "encode_header", "payload_is_whole", "split_batches", "stamp"]
 
-MAGIC: Final = b"SQB1"
+MAGIC: Final = b"SQB2"
 _head: Final = struct.Struct("<4sI")
-_body: Final = struct.Struct("<BBHIIIII16s16sIIQqqQQq")
+_body: Final = struct.Struct("<BBHIIIII16s16sIIQQqqQQq")
 assert _head.size + _body.size == BATCH_HEADER_BYTES
 
 
@@ -35,10 +35,10 @@ class BadBatchError(RefusedError):
 
 def encode_header(header: BatchHeader) -> bytes:
     body = _body.pack(
-        header.record_format, header.compression, 0,
+        header.record_format, header.compression, header.flags,
         header.records, header.payload_bytes, header.raw_bytes, header.payload_crc, 0,
         header.partition, header.producer, header.producer_epoch, 0,
-        header.sequence, header.first_timestamp, header.max_timestamp, header.epoch, header.base, header.append_time,
+        header.sequence, header.mark, header.first_timestamp, header.max_timestamp, header.epoch, header.base, header.append_time,
     )  # fmt: skip
     return _head.pack(MAGIC, google_crc32c.value(body)) + body
 
@@ -54,7 +54,7 @@ def stamp(batch: Batch, *, epoch: int, base: int, append_time: int) -> Batch:
     h = batch.header
     header = BatchHeader(
         h.partition, h.records, h.payload_bytes, h.raw_bytes, h.payload_crc, h.producer, h.producer_epoch, h.sequence,
-        h.first_timestamp, h.max_timestamp, epoch, base, append_time, h.record_format, h.compression,
+        h.first_timestamp, h.max_timestamp, epoch, base, append_time, h.record_format, h.compression, h.flags, h.mark,
     )  # fmt: skip
     return Batch(header, encode_header(header), batch.payload)
 
@@ -70,9 +70,9 @@ def decode_header(head: bytes) -> BatchHeader:
         raise BadBatchError("a batch header fails its checksum")
     (
         record_format, compression, flags, records, payload_bytes, raw_bytes, payload_crc, zero1,
-        partition, producer, producer_epoch, zero2, sequence, first_timestamp, max_timestamp, epoch, base, append_time,
+        partition, producer, producer_epoch, zero2, sequence, mark, first_timestamp, max_timestamp, epoch, base, append_time,
     ) = _body.unpack_from(head, _head.size)  # fmt: skip
-    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags or zero1 or zero2:
+    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags & ~FLAG_CONTROL or zero1 or zero2:
         raise BadBatchError(f"record format {record_format}, compression {compression}, flags {flags} are not known here")
     if not 1 <= records <= BATCH_RECORDS_MAX:
         raise BadBatchError(f"a batch has 1 to {BATCH_RECORDS_MAX} records, not {records}")
@@ -80,11 +80,13 @@ def decode_header(head: bytes) -> BatchHeader:
         raise BadBatchError(
             f"a batch of {payload_bytes} bytes ({raw_bytes} raw); at most {BATCH_PAYLOAD_BYTES_MAX} ({BATCH_RAW_BYTES_MAX})"
         )
-    if base > OFFSET_MAX - records or epoch > OFFSET_MAX or sequence > OFFSET_MAX or min(first_timestamp, max_timestamp, append_time) < 0:
+    if flags & FLAG_CONTROL and records != 1:
+        raise BadBatchError(f"a control batch has one record, not {records}")
+    if base > OFFSET_MAX - records or max(epoch, sequence, mark) > OFFSET_MAX or min(first_timestamp, max_timestamp, append_time) < 0:
         raise BadBatchError("a batch header has a number out of range")
     return BatchHeader(
         partition, records, payload_bytes, raw_bytes, payload_crc, producer, producer_epoch, sequence,
-        first_timestamp, max_timestamp, epoch, base, append_time, record_format, compression,
+        first_timestamp, max_timestamp, epoch, base, append_time, record_format, compression, flags, mark,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import astuple
 
 from streamq.broker.registers import _decoded
 from streamq.metadata.acceptor import AcceptorRecord, Cell
+from streamq.model.batches import BATCH_HEADER_BYTES
 from streamq.model.errors import CorruptDataError, ProtocolError
 from streamq.model.ids import Member
 from streamq.model.limits import BATCH_RAW_BYTES_MAX, OFFSET_MAX
@@ -187,7 +188,7 @@ def _named(targets: list[Target]) -> dict[str, Target]:
 TARGETS: Final[dict[str, Target]] = _named(
     [
         Target("frames", frames, _valid_frames, (ProtocolError,), seal=seal_frames),
-        Target("batch_header", batch_header, lambda wild: wild_batches(wild, 1)[:120], (BadBatchError,), seal=seal_head),
+        Target("batch_header", batch_header, lambda wild: wild_batches(wild, 1)[:BATCH_HEADER_BYTES], (BadBatchError,), seal=seal_head),
         Target("batches", batches, lambda wild: wild_batches(wild, wild.rng.randrange(1, 4)), (BadBatchError,), seal=seal_batches),
         Target("compressed", compressed, _valid_compressed, (CorruptDataError,), floor_bytes=4 * BATCH_RAW_BYTES_MAX),
         Target("records", records, _valid_records, (CorruptDataError,)),

@@ -3,7 +3,7 @@
 import random
 from typing import Final
 
-from streamq.model.batches import BatchHeader
+from streamq.model.batches import FLAG_CONTROL, BatchHeader
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import OFFSET_MAX
 from streamq.wire.batch_format import encode_batch
@@ -46,7 +46,8 @@ def wild_batches(wild: Wild, count: int, *, partition: bytes = PARTITION, epoch:
         header = BatchHeader(
             partition, len(rows), 0, len(raw), 0, producer, rng.choice((0, 1, (1 << 32) - 1)), rng.choice((0, 1, OFFSET_MAX)),
             rng.choice((0, 1, TIME_MAX)), rng.choice((0, 1, TIME_MAX)), epoch, base, rng.choice((0, 1, TIME_MAX)),
-            compression=1 if is_small else 0,
+            compression=1 if is_small else 0, flags=FLAG_CONTROL if len(rows) == 1 and rng.random() < 0.2 else 0,
+            mark=rng.choice((0, 1, OFFSET_MAX)),
         )  # fmt: skip
         batch = encode_batch(header, payload)
         parts += [batch.head, batch.payload]

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamq.log.idempotence import Fenced, Gap, IdempotenceTable, Next, Repeat, TableSnapshot
-from streamq.model.batches import BatchHeader
+from streamq.model.batches import FLAG_CONTROL, BatchHeader
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.limits import DEDUP_BATCHES, PRODUCER_EXPIRY_MS
+from streamq.model.limits import DEDUP_BATCHES, NAMED_PRODUCER_EXPIRY_MS, PRODUCER_EXPIRY_MS
 
 PRODUCERS = [b"a" * 16, b"b" * 16, NO_PRODUCER]
-Sent = tuple[int, bool, int, int]
+Sent = tuple[int, bool, int, int, int]
 
 
 def log_of(sent: list[Sent]) -> list[BatchHeader]:
@@ -18,13 +18,13 @@ def log_of(sent: list[Sent]) -> list[BatchHeader]:
     headers: list[BatchHeader] = []
     at, base = 1_000, 0
     table = IdempotenceTable()
-    for who, reopens, records, pause in sent:
+    for who, reopens, records, pause, mark in sent:
         at += pause
         producer = PRODUCERS[who]
         known = table.get(producer, at=at)
         epoch = (known.epoch if known else 0) + reopens
         sequence = 0 if known is None or reopens else known.last_sequence + 1
-        headers.append(BatchHeader(b"p" * 16, records, 0, 0, 0, producer, epoch, sequence, 0, 0, 1, base, at))
+        headers.append(BatchHeader(b"p" * 16, records, 0, 0, 0, producer, epoch, sequence, 0, 0, 1, base, at, mark=mark))
         table.fold(headers[-1])
         base += records
     return headers
@@ -35,7 +35,8 @@ logs = st.lists(
         st.integers(0, 2),
         st.sampled_from([False] * 9 + [True]),
         st.integers(1, 3),
-        st.sampled_from([0, 0, 1, 500, PRODUCER_EXPIRY_MS // 2, PRODUCER_EXPIRY_MS + 1]),
+        st.sampled_from([0, 0, 1, 500, PRODUCER_EXPIRY_MS // 2, PRODUCER_EXPIRY_MS + 1, NAMED_PRODUCER_EXPIRY_MS + 1]),
+        st.sampled_from([0] * 8 + [7, 70]),
     ),
     max_size=150,
 ).map(log_of)
@@ -58,6 +59,7 @@ def test_a_table_that_was_kept_on_the_way_answers_like_one_folded_from_the_start
         table.fold(header)
     whole = folded(headers)
     assert (table.position, table.last_append_time) == (whole.position, whole.last_append_time)
+    assert table.snapshot() == whole.snapshot()
     assert table.live(at=table.last_append_time) == whole.live(at=table.last_append_time)
     for producer in PRODUCERS:
         for epoch in range(4):
@@ -75,8 +77,11 @@ def test_verdicts_against_a_table_that_remembers_everything(headers: list[BatchH
         producer, at = header.producer, header.append_time
         known = mine.setdefault(producer, [])
         if producer != NO_PRODUCER:
-            if known and known[-1].append_time + PRODUCER_EXPIRY_MS < at:
+            expiry_ms = NAMED_PRODUCER_EXPIRY_MS if any(old.mark for old in known) else PRODUCER_EXPIRY_MS
+            if known and known[-1].append_time + expiry_ms < at:
                 known.clear()
+            entry = table.get(producer, at=at)
+            assert (entry.mark if entry is not None else 0) == max((old.mark for old in known), default=0)
             assert table.verdict(producer, epoch=header.producer_epoch, sequence=header.sequence, at=at) == Next()
             for i, old in enumerate(known):
                 verdict = table.verdict(producer, epoch=old.producer_epoch, sequence=old.sequence, at=at)
@@ -104,3 +109,30 @@ def test_an_expired_producer_begins_again_at_zero() -> None:
     assert table.verdict(PRODUCERS[0], epoch=3, sequence=1, at=last) == Next()
     assert table.verdict(PRODUCERS[0], epoch=3, sequence=1, at=last + 1) == Gap(0)
     assert table.verdict(PRODUCERS[0], epoch=0, sequence=0, at=last + 1) == Next()
+
+
+def test_a_named_producer_is_known_for_a_year_and_its_mark_stays_over_epochs() -> None:
+    """Named by an opening alone, too. The mark is the highest, whatever came after it."""
+    table = IdempotenceTable()
+
+    def fold(producer: bytes, epoch: int, sequence: int, at: int, *, mark: int = 0, flags: int = 0) -> None:
+        table.fold(BatchHeader(b"p" * 16, 1, 0, 0, 0, producer, epoch, sequence, 0, 0, 1, table.position, at, flags=flags, mark=mark))
+
+    a, b = PRODUCERS[:2]
+    fold(a, 1, 0, 1_000, flags=FLAG_CONTROL)
+    fold(b, 0, 0, 1_000)
+    fold(a, 1, 1, 1_000, mark=500)
+    fold(b, 0, 1, 1_000 + PRODUCER_EXPIRY_MS + 1)
+    assert table.verdict(b, epoch=0, sequence=1, at=1_000 + PRODUCER_EXPIRY_MS + 1) == Repeat((1, 3, 1, 1_000 + PRODUCER_EXPIRY_MS + 1))
+    fold(a, 2, 0, 1_000 + NAMED_PRODUCER_EXPIRY_MS, flags=FLAG_CONTROL)
+    known = table.get(a, at=1_000 + NAMED_PRODUCER_EXPIRY_MS)
+    assert known is not None
+    assert (known.mark, known.epoch, known.last_sequence, known.is_named) == (500, 2, 0, True)
+    assert table.live(at=table.last_append_time) == {a}
+    assert table.producers == 1
+    late = 1_001 + 2 * NAMED_PRODUCER_EXPIRY_MS
+    assert table.get(a, at=late) is None
+    fold(a, 1, 0, late)
+    known = table.get(a, at=late)
+    assert known is not None
+    assert (known.mark, known.is_named) == (0, False)

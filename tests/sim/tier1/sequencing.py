@@ -381,6 +381,8 @@ def stamp(batch: Batch, place: Assigned) -> Batch:
         place.epoch,
         place.base,
         place.append_time,
+        flags=h.flags,
+        mark=h.mark,
     )
     return Batch(header, b"", b"")
 

@@ -10,7 +10,7 @@ import pytest
 
 from streamq.client.cluster import Cluster
 from streamq.client.settings import Timeouts
-from streamq.model.batches import COMPRESSION_ZSTD, Batch, BatchHeader
+from streamq.model.batches import COMPRESSION_ZSTD, FLAG_CONTROL, Batch, BatchHeader
 from streamq.model.errors import CorruptDataError, NotFoundError, OffsetError, RefusedError, UnavailableError
 from streamq.model.messages import FindOffset, Subscribe
 from streamq.wire.batch_format import encode_batch, encode_header, stamp
@@ -473,5 +473,31 @@ def test_the_blocking_twin_has_the_same_names(backend: str) -> None:
             (p,) = cluster.create("t")
             fill(p, 50)
             await anyio.to_thread.run_sync(use, cluster.bootstrap)
+
+    run(backend, body)
+
+
+@both
+def test_control_batches_count_as_read_and_are_not_handed_out(backend: str) -> None:
+    """More of them than the first credit pays for, and one at the very end."""
+
+    def control(p: FakePartition) -> None:
+        batch = make_batch(p, [os.urandom(20_000)])
+        p.append(encode_batch(msgspec.structs.replace(batch.header, flags=FLAG_CONTROL), batch.payload))
+
+    async def body() -> None:
+        async with fake_cluster() as cluster:
+            (p,) = cluster.create("t")
+            for _ in range(10):
+                fill(p, 5)
+                control(p)
+            async with Consumer(cluster.bootstrap, topics=["t"]) as consumer:
+                expected = [offset for offset in range(60) if offset % 6 != 5]
+                assert offsets(await read(consumer, 50)) == expected
+                assert consumer.position("t", 0) == 59
+                assert await consumer.fetch(10, timeout=0.2) == []
+                assert consumer.position("t", 0) == 60
+                fill(p, 3)
+                assert offsets(await consumer.fetch(10, timeout=5)) == [60, 61, 62]
 
     run(backend, body)

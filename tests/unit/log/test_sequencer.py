@@ -5,7 +5,7 @@ import pytest
 from streamq.log import sequencer as module
 from streamq.log.idempotence import IdempotenceTable
 from streamq.log.sequencer import Acked, Assigned, Duplicate, Phase, Progress, Refused, Sequencer, Waiting
-from streamq.model.batches import BatchHeader
+from streamq.model.batches import FLAG_CONTROL, BatchHeader
 from streamq.model.errors import CODES, ProtocolError, UnavailableError
 from streamq.model.ids import NO_PRODUCER, Member
 from streamq.model.limits import DEDUP_BATCHES, IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCER_EXPIRY_MS
@@ -22,8 +22,8 @@ def sequencer(of: Segment | None = None, table: IdempotenceTable | None = None) 
     return Sequencer(partition=PARTITION, segment=of, table=table or IdempotenceTable(of.base))
 
 
-def sent(sequence: int, *, producer: bytes = P, records: int = 1, epoch: int = 0) -> BatchHeader:
-    return BatchHeader(PARTITION, records, 0, 0, 0, producer, epoch, sequence, 0, 0, 0, 0, 0)
+def sent(sequence: int, *, producer: bytes = P, records: int = 1, epoch: int = 0, mark: int = 0, flags: int = 0) -> BatchHeader:
+    return BatchHeader(PARTITION, records, 0, 0, 0, producer, epoch, sequence, 0, 0, 0, 0, 0, mark=mark, flags=flags)
 
 
 def report(tail: int, state: StoreState = "stored", *, epoch: int = 3) -> StoredRun:
@@ -183,6 +183,32 @@ def test_a_newer_producer_epoch_fences_the_older_from_its_first_batch_on() -> No
     assert refused.code == "fenced"
     assert s.on_produce(sent(0), "a", 1) == refused.__class__("fenced", refused.message)
     assert isinstance(s.on_produce(sent(1, epoch=1), "e", 1), Assigned)
+
+
+def test_the_ack_of_an_opening_tells_the_mark_of_what_lies_before_it_and_so_do_its_repeats() -> None:
+    """Also where that is not committed yet, and after a takeover, of which only what it kept counts."""
+    table = IdempotenceTable()
+    table.fold(BatchHeader(PARTITION, 2, 0, 0, 0, P, 1, 0, 0, 0, 1, 0, 1, mark=40))
+    s = sequencer(segment(2, 2), table)
+    assert isinstance(s.on_produce(sent(1, epoch=1, mark=50), "a", 1), Assigned)
+    opening = sent(0, epoch=2, flags=FLAG_CONTROL)
+    assert isinstance(s.on_produce(opening, "b", 1), Assigned)
+    assert s.on_produce(opening, "again", 1) == Waiting()
+    assert isinstance(s.on_produce(sent(2, epoch=1, mark=60), "late", 1), Refused)
+    s.on_stored(B1, report(4, epoch=2))
+    acks = s.on_stored(B2, report(4, epoch=2)).acks
+    assert [(ack.ticket, ack.mark) for ack in acks] == [("a", 50), ("b", 50), ("again", 50)]
+    assert s.on_produce(opening, "c", 1) == Duplicate(3, 1, 2, 50)
+
+    nothing_kept = sequencer(segment(3, 2), table)
+    assert isinstance(nothing_kept.on_produce(opening, "b", 1), Assigned)
+    nothing_kept.on_stored(B1, report(3))
+    assert [ack.mark for ack in nothing_kept.on_stored(B2, report(3)).acks] == [40]
+
+    table.fold(BatchHeader(PARTITION, 1, 0, 0, 0, P, 1, 1, 0, 0, 2, 2, 1, mark=50))
+    table.fold(BatchHeader(PARTITION, 1, 0, 0, 0, P, 2, 0, 0, 0, 2, 3, 1, flags=FLAG_CONTROL))
+    all_kept = sequencer(segment(3, 4), table)
+    assert all_kept.on_produce(opening, "b", 1) == Duplicate(3, 1, 2, 50)
 
 
 def test_a_producer_that_expired_begins_again() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from streamq.metadata import changes
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Member
-from streamq.model.limits import CHAIN_SEGMENTS_MAX
+from streamq.model.limits import CHAIN_SEGMENTS_MAX, PRODUCER_EPOCH_MAX
 from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, Segment, TopicRegister, Voters
 
 P1, P2, T1, T2 = (name * 16 for name in (b"p", b"q", b"t", b"u"))
@@ -232,3 +232,19 @@ def test_partitions_end_with_the_newest_settings_in_whatever_order_they_come() -
         assert register.chain == partition().chain
     with pytest.raises(NotFoundError):
         changes.take_settings(first, 0)(partition(partition_id=P2))
+
+
+# --- named producers -------------------------------------------------------------------------------------------------------
+
+
+def test_each_attempt_raises_a_producers_epoch_once_and_the_id_stays() -> None:
+    first = changes.open_producer("n", fresh=P1, attempt=T1)
+    opened = first(None)
+    assert (opened.id, opened.epoch) == (P1, 1)
+    assert first(opened) == opened
+    second = changes.open_producer("n", fresh=P2, attempt=T2)(opened)
+    assert (second.id, second.epoch) == (P1, 2)
+    again = first(second)
+    assert (again.id, again.epoch) == (P1, 3)
+    with pytest.raises(RefusedError):
+        first(msgspec.structs.replace(second, epoch=PRODUCER_EPOCH_MAX))

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import astuple
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_NONE, COMPRESSION_ZSTD, Batch, BatchHeader
+from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONTROL, Batch, BatchHeader
 from streamq.model.errors import CorruptDataError
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX
 from streamq.wire.batch_format import BadBatchError, decode_header, encode_batch, encode_header, split_batches, stamp
 from streamq.wire.compression import compress, decompress
 from streamq.wire.records import Row, pack_rows, unpack_rows
 
-HEADER = BatchHeader(b"p" * 16, 3, 0, 11, 0, b"q" * 16, 2, 5, 1_700_000_000_000, 1_700_000_000_009, 0, 0, 0)
+HEADER = BatchHeader(b"p" * 16, 3, 0, 11, 0, b"q" * 16, 2, 5, 1_700_000_000_000, 1_700_000_000_009, 0, 0, 0, mark=70_000)
 
 
 def batch(payload: bytes = b"payload") -> Batch:
@@ -31,6 +31,12 @@ def test_stamping_changes_the_place_and_nothing_else() -> None:
     assert msgspec.structs.replace(after.header, epoch=0, base=0, append_time=0) == before.header
     assert (after.header.epoch, after.base, after.end) == (4, 100, 103)
     assert decode_header(after.head) == after.header
+
+
+def test_a_control_batch_has_one_record() -> None:
+    header = msgspec.structs.replace(HEADER, records=1, flags=FLAG_CONTROL)
+    assert decode_header(encode_header(header)).is_control
+    assert not decode_header(encode_header(HEADER)).is_control
 
 
 def test_every_flipped_bit_is_noticed() -> None:
@@ -69,6 +75,9 @@ def test_batches_back_to_back_come_apart_again_and_a_cut_is_noticed(payloads: li
         {"compression": 7},
         {"append_time": -1},
         {"sequence": 1 << 63},
+        {"mark": 1 << 63},
+        {"flags": FLAG_CONTROL},
+        {"flags": 2},
     ],
 )
 def test_a_header_out_of_bounds_is_refused_even_with_a_right_checksum(change: dict[str, int]) -> None:
