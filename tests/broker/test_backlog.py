@@ -27,7 +27,7 @@ class Standstill(MemoryStorage):
 
 @pytest.fixture
 def _storage_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["streamq.testing.cluster"], "MemoryStorage", Standstill)
+    monkeypatch.setattr(sys.modules["streamq.testing.in_process"], "MemoryStorage", Standstill)
 
 
 @pytest.mark.usefixtures("_storage_that_stands_still")

@@ -46,7 +46,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Node]:
         file_bytes = 8 << 20 if identity.broker == "b3" else 16 << 10
         return DiskStorage.open(directory, settings=msgspec.structs.replace(SMALL, cache_bytes=1, flush_bytes=1, log_file_bytes=file_bytes))
 
-    monkeypatch.setattr(sys.modules["streamq.testing.cluster"], "MemoryStorage", opened)
+    monkeypatch.setattr(sys.modules["streamq.testing.in_process"], "MemoryStorage", opened)
     return capture_nodes(monkeypatch)
 
 

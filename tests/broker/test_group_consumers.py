@@ -9,7 +9,7 @@ import trio
 
 from streamq.model.errors import GroupLostError, StreamqError
 from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, TopicCreated
-from streamq.testing.cluster import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, Record
 from streamq_producer import Producer
 

@@ -28,7 +28,7 @@ from streamq.model.messages import (
     PlaceGroup,
     ReadGroup,
 )
-from streamq.testing.cluster import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from tests.broker.wire_client import wire_client
 
 SESSION_MS = 1_000

@@ -10,7 +10,7 @@ import trio.testing
 from streamq.model.errors import AlreadyExistsError
 from streamq.net.memory_network import HostNetwork, MemoryNetwork
 from streamq.testing import cluster
-from streamq.testing.cluster import BrokerInProcess
+from streamq.testing.in_process import BrokerInProcess
 
 logging.getLogger("streamq").setLevel(logging.CRITICAL)
 

@@ -10,7 +10,7 @@ import trio
 
 from streamq.model.errors import HandlerError, NotFoundError
 from streamq.model.messages import CreateTopic, TopicCreated
-from streamq.testing.cluster import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, DeadLetter, Record, Retry
 from streamq_producer import Producer
 

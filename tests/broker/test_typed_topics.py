@@ -6,7 +6,7 @@ import trio
 
 from streamq.model.errors import DecodeError, RefusedError
 from streamq.model.messages import CreateTopic, TopicCreated
-from streamq.testing.cluster import cluster
+from streamq.testing.in_process import cluster
 from streamq_consumer import Consumer, DeadLetter, Structs, TypedRecord, decoding
 from streamq_producer import Producer
 

@@ -144,7 +144,7 @@ async def live_cluster(rng: random.Random, *, brokers: int = 3) -> AsyncIterator
     network = MemoryNetwork()
     networks = [network.of(f"b{i + 1}") for i in range(brokers)]
     with pytest.MonkeyPatch.context() as patch, log_meter() as meter:
-        patch.setattr(import_module("streamq.testing.cluster"), "MemoryStorage", StrictStorage)
+        patch.setattr(import_module("streamq.testing.in_process"), "MemoryStorage", StrictStorage)
         async with cluster(brokers, networks=networks, clock=SeededClock(random.Random(rng.random()))) as running:
             live = Live(running, network, meter)
             await live.populate()

@@ -13,7 +13,7 @@ from streamq.broker.sequencing import FEED_BYTES
 from streamq.broker.successions import Successions
 from streamq.model.messages import Ack, Nack, Open, Produce, ReadTip, Seal, Sealed, TipRead
 from streamq.storage.interface import StorageFailedError
-from streamq.testing.cluster import BrokerInProcess
+from streamq.testing.in_process import BrokerInProcess
 from tests.support.virtual_cluster import Producer, VirtualCluster, virtual_cluster
 
 Clock = trio.testing.MockClock
@@ -47,7 +47,7 @@ async def test_a_broker_whose_sync_fails_stops_and_says_nothing_of_that_batch(
     victim: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
 ) -> None:
     """P-15: with W = N each copy is needed, so an ack would be one for the copy whose sync failed. None comes, then or later."""
-    monkeypatch.setattr(import_module("streamq.testing.cluster"), "BrokerInProcess", FailStop)
+    monkeypatch.setattr(import_module("streamq.testing.in_process"), "BrokerInProcess", FailStop)
     async with virtual_cluster(monkeypatch, sync_s=0.02) as cluster:
         view = await cluster.create(write=3, read=1)
         producer = Producer(cluster)

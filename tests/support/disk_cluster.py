@@ -16,7 +16,7 @@ from streamq.net.network import Network, TcpNetwork
 from streamq.storage.disk_storage import DiskSettings, DiskStorage
 from streamq.storage.file_ops import FileOps
 from streamq.storage.identity import create_identity
-from streamq.testing.cluster import START_TIMEOUT_S, first_voters, free_ports
+from streamq.testing.in_process import START_TIMEOUT_S, first_voters, free_ports
 
 __all__ = ["JOURNAL_FILE_BYTES", "BrokerOnDisk", "disk_cluster"]
 
