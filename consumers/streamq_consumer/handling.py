@@ -23,7 +23,7 @@ NEVER: Final = float("inf")
 class Task:
     """A record on its way: `attempts` counts those that were begun."""
 
-    __slots__ = ("attempts", "is_done", "is_dropped", "is_running", "lane", "record")
+    __slots__ = ("attempts", "is_done", "is_dropped", "is_given_up", "is_running", "lane", "record")
 
     def __init__(self, record: Record, lane: object) -> None:
         self.record = record
@@ -32,6 +32,7 @@ class Task:
         self.is_running = False
         self.is_done = False
         self.is_dropped = False
+        self.is_given_up = False
 
     @property
     def place(self) -> Place:
@@ -105,13 +106,14 @@ class Handling:
         self._leave(task)
 
     def on_given_up(self, task: Task) -> None:
-        """It ended without being done, and is not tried again here."""
+        """It ended without being done, and is not tried again here; no position passes it."""
         self._stop(task)
-        task.is_dropped = True
+        task.is_given_up = True
 
     def drop(self, place: Place) -> int | None:
         """What waits of a partition is not begun any more; the first such offset, None if nothing waits. What runs goes on."""
-        dropped = [task for task in self._open.get(place, ()) if not task.is_running and not task.is_done and not task.is_dropped]
+        waiting = (task for task in self._open.get(place, ()) if not (task.is_running or task.is_done or task.is_given_up))
+        dropped = list(waiting)
         for task in dropped:
             task.is_dropped = True
             self.waiting -= 1

@@ -1,6 +1,6 @@
 """Handling under random handouts, ends, failures and drops: order within a lane, and no position past what is not done."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamq_consumer.handling import Handling, Order, Task
@@ -70,6 +70,7 @@ class World:
 
 
 @given(st.sampled_from(["partition", "key", "none"]), steps)
+@example("partition", [("add", 0, 0), ("add", 0, 0), ("next", 0, 0), ("give up", 0, 0), ("drop", 0, 0)])  # was passed over
 def test_positions_and_order(order: Order, script: list[tuple[str, int, int]]) -> None:
     world = World(order)
     for step in script:
