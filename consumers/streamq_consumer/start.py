@@ -1,7 +1,7 @@
 """Where a consumer begins: topics and partitions looked up, and the first offset of each settled."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
 from zlib import crc32
 
@@ -15,10 +15,11 @@ from streamq.model.messages import FindOffset, OffsetFound, PartitionView, ReadT
 from streamq_consumer.feed import Feed
 from streamq_consumer.session import PartitionSession, Tuning
 
-__all__ = ["Assignment", "Position", "Start", "check_start", "find_offset", "make_feed", "open_feeds"]
+__all__ = ["Assignment", "Start", "check_start", "open_feed_at", "open_feeds", "to_ms"]
 
 Start = Literal["earliest", "latest"] | int | datetime | Mapping[tuple[str, int], int]
 
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LOOKUPS_AT_ONCE_MAX: Final = 32
 FIND_S: Final = 6.0
 FIND_PAUSE_S: Final = 0.1
@@ -34,9 +35,7 @@ class Assignment(NamedTuple):
     broker: str
 
 
-class Position(NamedTuple):
-    """Where one partition begins; of what follows, records before `skip_before_ms` are left out until one is not."""
-
+class _Place(NamedTuple):
     offset: int
     from_earliest: bool = False
     skip_before_ms: int = 0
@@ -57,7 +56,7 @@ def check_start(start: Start) -> None:
 async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tuning: Callable[[int], Tuning]) -> list[Feed]:
     """A feed for each partition. Raises NotFoundError, OffsetError, or UnavailableError when a question had no answer."""
     chosen = await _look_up(cluster, assignment)
-    places: dict[tuple[str, int], Position] = {}
+    places: dict[tuple[str, int], _Place] = {}
     errors: list[StreamqError] = []
     limiter = anyio.CapacityLimiter(LOOKUPS_AT_ONCE_MAX)
 
@@ -75,10 +74,10 @@ async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tun
     if errors:
         raise errors[0]
     tuned = tuning(len(chosen))
-    return [make_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
+    return [_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
 
 
-def make_feed(topic: str, index: int, view: PartitionView, place: Position, broker: str, tuning: Tuning) -> Feed:
+def _feed(topic: str, index: int, view: PartitionView, place: _Place, broker: str, tuning: Tuning) -> Feed:
     session = PartitionSession(
         offset=place.offset,
         from_earliest=place.from_earliest,
@@ -88,6 +87,17 @@ def make_feed(topic: str, index: int, view: PartitionView, place: Position, brok
         tuning=tuning,
     )
     return Feed(topic, index, view, session, skip_before_ms=place.skip_before_ms)
+
+
+async def open_feed_at(cluster: Cluster, topic: str, index: int, view: PartitionView, timestamp_ms: int, tuning: Tuning) -> Feed:
+    """From the first record at or after this time on. Raises UnavailableError."""
+    place = _Place(await _find(cluster, view, timestamp_ms), skip_before_ms=timestamp_ms)
+    return _feed(topic, index, view, place, "", tuning)
+
+
+def to_ms(when: datetime) -> int:
+    """Milliseconds since 1970, exactly, rounded up: no record before this is at or after `when`. A naive datetime is local time."""
+    return -((EPOCH - when.astimezone(UTC)) // timedelta(milliseconds=1))
 
 
 def _spread(view: PartitionView) -> int:
@@ -115,27 +125,27 @@ async def _look_up(cluster: Cluster, assignment: Assignment) -> list[tuple[str, 
     return chosen
 
 
-async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, start: Start) -> Position:
+async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, start: Start) -> _Place:
     if isinstance(start, Mapping):
         start = start.get((topic, index), "earliest")
     if isinstance(start, datetime):
-        at = int(start.timestamp() * 1000)
-        return Position(await find_offset(cluster, view, at), skip_before_ms=at)
+        at = to_ms(start)
+        return _Place(await _find(cluster, view, at), skip_before_ms=at)
     if start == "earliest":
-        return Position(view.start_offset, from_earliest=True)
+        return _Place(view.start_offset, from_earliest=True)
     tip = await cluster.request(ReadTip(topic, index), TipRead)
     if start == "latest":
-        return Position(tip.high_watermark)
+        return _Place(tip.high_watermark)
     assert isinstance(start, int)
     where = f"partition {index} of {topic!r} has offsets {tip.start_offset} up to {tip.high_watermark}"
     if start < tip.start_offset:
         raise OffsetError(f"offset {start} is trimmed: {where}", code="offset_trimmed", hint="begin with earliest")
     if start > tip.high_watermark:
         raise OffsetError(f"offset {start} is past the tip: {where}", code="offset_ahead", hint="begin with latest")
-    return Position(start)
+    return _Place(start)
 
 
-async def find_offset(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
+async def _find(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
     """Asks one replica after the other: only they have an index of times, and one that is behind may lack what is asked for.
 
     The first is the one that will be read from: it is connected.
