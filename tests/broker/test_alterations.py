@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import trio
 
-from streamq.broker import retention, topics
+from streamq.broker import retention, router, topics
 from streamq.broker.node import Node
 from streamq.cli.trim import trim_partition
 from streamq.client.cluster import Cluster
@@ -26,6 +26,7 @@ from streamq.model.registers import TopicRegister, topic_key
 from streamq.testing import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes, sequencing_of, until
 from tests.broker.test_cluster_in_process import create, find, to
+from tests.broker.test_trims import filled
 from tests.broker.wire_client import make_batch
 
 logging.getLogger("streamq").setLevel(logging.ERROR)
@@ -218,3 +219,17 @@ async def test_a_sequencer_does_not_go_back_to_settings_of_before(nodes: dict[st
         await until(lambda: partition.sequencing is not None and partition.sequencing.retention.max_ms == 90_000)
         partition.learn(old)
         assert partition.sequencing.retention.max_ms == 90_000
+
+
+async def test_a_trim_that_too_few_tables_follow_moves_nothing(nodes: dict[str, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """P-34: a loss that the protocol bears could take the last table at the start offset."""
+    monkeypatch.setattr(retention, "BY_HAND_S", 0.5)
+    monkeypatch.setattr(router, "keep_table", lambda partition: None)  # the followers make no checkpoint
+    async with cluster(3) as running:
+        view = await filled(running, 5)
+        async with to(running, view.sequencer) as client:
+            with pytest.raises(UnavailableError) as refused:
+                await client.ask(TrimPartition(view.id, 3))
+        assert refused.value.code == "timed_out"
+        own = sequencing_of(nodes, view.id).replica
+        assert (own.start_offset, own.table_kept) == (0, 5)
