@@ -1,7 +1,7 @@
 """Where a consumer begins: topics and partitions looked up, and the first offset of each settled."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final, Literal, NamedTuple
 from zlib import crc32
 
@@ -9,17 +9,17 @@ import anyio
 
 from streamq.client.cluster import Cluster
 from streamq.client.settings import refuse_unless
+from streamq.client.times import to_ms
 from streamq.model.errors import NotFoundError, OffsetError, StreamqError, UnavailableError
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import FindOffset, OffsetFound, PartitionView, ReadTip, TipRead
 from streamq_consumer.feed import Feed
 from streamq_consumer.session import PartitionSession, Tuning
 
-__all__ = ["Assignment", "Start", "check_start", "open_feed_at", "open_feeds", "to_ms"]
+__all__ = ["Assignment", "Position", "Start", "check_start", "find_offset", "make_feed", "open_feeds"]
 
 Start = Literal["earliest", "latest"] | int | datetime | Mapping[tuple[str, int], int]
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LOOKUPS_AT_ONCE_MAX: Final = 32
 FIND_S: Final = 6.0
 FIND_PAUSE_S: Final = 0.1
@@ -35,7 +35,9 @@ class Assignment(NamedTuple):
     broker: str
 
 
-class _Place(NamedTuple):
+class Position(NamedTuple):
+    """Where one partition begins; of what follows, records before `skip_before_ms` are left out until one is not."""
+
     offset: int
     from_earliest: bool = False
     skip_before_ms: int = 0
@@ -56,7 +58,7 @@ def check_start(start: Start) -> None:
 async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tuning: Callable[[int], Tuning]) -> list[Feed]:
     """A feed for each partition. Raises NotFoundError, OffsetError, or UnavailableError when a question had no answer."""
     chosen = await _look_up(cluster, assignment)
-    places: dict[tuple[str, int], _Place] = {}
+    places: dict[tuple[str, int], Position] = {}
     errors: list[StreamqError] = []
     limiter = anyio.CapacityLimiter(LOOKUPS_AT_ONCE_MAX)
 
@@ -74,10 +76,10 @@ async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tun
     if errors:
         raise errors[0]
     tuned = tuning(len(chosen))
-    return [_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
+    return [make_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
 
 
-def _feed(topic: str, index: int, view: PartitionView, place: _Place, broker: str, tuning: Tuning) -> Feed:
+def make_feed(topic: str, index: int, view: PartitionView, place: Position, broker: str, tuning: Tuning) -> Feed:
     session = PartitionSession(
         offset=place.offset,
         from_earliest=place.from_earliest,
@@ -87,17 +89,6 @@ def _feed(topic: str, index: int, view: PartitionView, place: _Place, broker: st
         tuning=tuning,
     )
     return Feed(topic, index, view, session, skip_before_ms=place.skip_before_ms)
-
-
-async def open_feed_at(cluster: Cluster, topic: str, index: int, view: PartitionView, timestamp_ms: int, tuning: Tuning) -> Feed:
-    """From the first record at or after this time on. Raises UnavailableError."""
-    place = _Place(await _find(cluster, view, timestamp_ms), skip_before_ms=timestamp_ms)
-    return _feed(topic, index, view, place, "", tuning)
-
-
-def to_ms(when: datetime) -> int:
-    """Milliseconds since 1970, exactly, rounded up: no record before this is at or after `when`. A naive datetime is local time."""
-    return -((EPOCH - when.astimezone(UTC)) // timedelta(milliseconds=1))
 
 
 def _spread(view: PartitionView) -> int:
@@ -125,27 +116,27 @@ async def _look_up(cluster: Cluster, assignment: Assignment) -> list[tuple[str, 
     return chosen
 
 
-async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, start: Start) -> _Place:
+async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, start: Start) -> Position:
     if isinstance(start, Mapping):
         start = start.get((topic, index), "earliest")
     if isinstance(start, datetime):
         at = to_ms(start)
-        return _Place(await _find(cluster, view, at), skip_before_ms=at)
+        return Position(await find_offset(cluster, view, at), skip_before_ms=at)
     if start == "earliest":
-        return _Place(view.start_offset, from_earliest=True)
+        return Position(view.start_offset, from_earliest=True)
     tip = await cluster.request(ReadTip(topic, index), TipRead)
     if start == "latest":
-        return _Place(tip.high_watermark)
+        return Position(tip.high_watermark)
     assert isinstance(start, int)
     where = f"partition {index} of {topic!r} has offsets {tip.start_offset} up to {tip.high_watermark}"
     if start < tip.start_offset:
         raise OffsetError(f"offset {start} is trimmed: {where}", code="offset_trimmed", hint="begin with earliest")
     if start > tip.high_watermark:
         raise OffsetError(f"offset {start} is past the tip: {where}", code="offset_ahead", hint="begin with latest")
-    return _Place(start)
+    return Position(start)
 
 
-async def _find(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
+async def find_offset(cluster: Cluster, view: PartitionView, timestamp_ms: int) -> int:
     """Asks one replica after the other: only they have an index of times, and one that is behind may lack what is asked for.
 
     The first is the one that will be read from: it is connected.

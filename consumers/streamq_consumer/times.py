@@ -9,13 +9,13 @@ from streamq.client.cluster import Cluster
 from streamq.client.each import each
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import refuse_unless
-from streamq.client.times import Place, find_views, read_tips
+from streamq.client.times import Place, find_views, read_tips, to_ms
 from streamq.model.limits import OFFSET_MAX, KiB
 from streamq.model.messages import TipRead
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
 from streamq_consumer.session import Tuning
-from streamq_consumer.start import open_feed_at, to_ms
+from streamq_consumer.start import Position, find_offset, make_feed
 from streamq_consumer.stats import ConsumerMetrics
 
 __all__ = ["When", "offsets_for_times"]
@@ -41,7 +41,8 @@ async def offsets_for_times(cluster: Cluster, times: Mapping[Place, When]) -> di
         feeds: list[Feed] = []
 
         async def open_feed(place: Place, some: dict[Place, int] = some, feeds: list[Feed] = feeds) -> None:
-            feeds.append(await open_feed_at(cluster, *place, views[place], some[place], TUNING))
+            position = Position(await find_offset(cluster, views[place], some[place]), skip_before_ms=some[place])
+            feeds.append(make_feed(*place, views[place], position, "", TUNING))
 
         await each(some, open_feed, at_once=PARTITIONS_AT_ONCE_MAX)
         found |= await _first_of_each(cluster, feeds, tips)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamq.client.times import to_ms
 from streamq.model.errors import NotFoundError, RefusedError
 from streamq.model.messages import ReadTimes
 from streamq_consumer import Consumer, Lag
 from streamq_consumer import sync as blocking
-from streamq_consumer.start import to_ms
 from tests.support.backends import both, run
 from tests.support.fake_cluster import FakePartition, fake_cluster
 from tests.unit.consumer.test_consumer import fill, make_batch, read
