@@ -9,6 +9,7 @@ import anyio
 
 from streamq.client.cluster import Cluster
 from streamq.client.settings import refuse_unless
+from streamq.client.times import to_ms
 from streamq.model.errors import NotFoundError, OffsetError, StreamqError, UnavailableError
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import FindOffset, OffsetFound, PartitionView, ReadTip, TipRead
@@ -128,7 +129,7 @@ async def _place(cluster: Cluster, topic: str, index: int, view: PartitionView, 
     if isinstance(start, Mapping):
         start = start.get((topic, index), "earliest")
     if isinstance(start, datetime):
-        at = int(start.timestamp() * 1000)
+        at = to_ms(start)
         return Position(await find_offset(cluster, view, at), skip_before_ms=at)
     if start == "earliest":
         return Position(view.start_offset, from_earliest=True)

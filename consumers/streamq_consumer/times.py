@@ -9,7 +9,7 @@ from streamq.client.cluster import Cluster
 from streamq.client.each import each
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import refuse_unless
-from streamq.client.times import Place, find_views, read_tips
+from streamq.client.times import Place, find_views, read_tips, to_ms
 from streamq.model.limits import OFFSET_MAX, KiB
 from streamq.model.messages import TipRead
 from streamq_consumer.feed import Feed
@@ -18,7 +18,7 @@ from streamq_consumer.session import Tuning
 from streamq_consumer.start import Position, find_offset, make_feed
 from streamq_consumer.stats import ConsumerMetrics
 
-__all__ = ["When", "offsets_for_times", "to_ms"]
+__all__ = ["When", "offsets_for_times"]
 
 When = datetime | int
 """A datetime (a naive one is local time), or milliseconds since 1970."""
@@ -28,32 +28,25 @@ TUNING: Final = Tuning(window_bytes=64 * KiB, stall_s=0.5, tip_check_s=0.5, pati
 """A batch or two of each partition come, and whoever cannot serve one is left soon."""
 
 
-def to_ms(when: When) -> int:
-    """Raises RefusedError for what lies before 1970."""
-    # Rounded up: no record before the time is at or after it.
-    ms = -int(-when.timestamp() * 1_000_000 // 1000) if isinstance(when, datetime) else when
-    refuse_unless(0 <= ms <= OFFSET_MAX, f"{when} lies before 1970, or too far ahead", code="bad_request")
-    return ms
-
-
 async def offsets_for_times(cluster: Cluster, times: Mapping[Place, When]) -> dict[Place, int]:
     """See `Consumer.offsets_for_times`."""
-    wanted = {place: to_ms(when) for place, when in times.items()}
+    wanted = {place: to_ms(when) if isinstance(when, datetime) else when for place, when in times.items()}
+    for place, at in wanted.items():
+        refuse_unless(0 <= at <= OFFSET_MAX, f"{times[place]} lies before 1970, or too far ahead", code="bad_request")
     views = await find_views(cluster, wanted)
     found: dict[Place, int] = {}
     places = iter(wanted.items())
     while some := dict(islice(places, PARTITIONS_AT_ONCE_MAX)):
         tips = await read_tips(cluster, some)
-        begins: dict[Place, int] = {}
+        feeds: list[Feed] = []
 
-        async def find(place: Place, some: dict[Place, int] = some, begins: dict[Place, int] = begins) -> None:
-            begins[place] = await find_offset(cluster, views[place], some[place])
+        async def open_feed(place: Place, some: dict[Place, int] = some, feeds: list[Feed] = feeds) -> None:
+            position = Position(await find_offset(cluster, views[place], some[place]), skip_before_ms=some[place])
+            feeds.append(make_feed(*place, views[place], position, "", TUNING))
 
-        await each(some, find, at_once=PARTITIONS_AT_ONCE_MAX)
-        positions = {place: Position(begins[place], skip_before_ms=at_ms) for place, at_ms in some.items()}
-        feeds = [make_feed(*place, views[place], position, "", TUNING) for place, position in positions.items()]
+        await each(some, open_feed, at_once=PARTITIONS_AT_ONCE_MAX)
         found |= await _first_of_each(cluster, feeds, tips)
-    return found
+    return {place: found[place] for place in times}
 
 
 async def _first_of_each(cluster: Cluster, feeds: list[Feed], tips: Mapping[Place, TipRead]) -> dict[Place, int]:

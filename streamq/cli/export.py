@@ -58,10 +58,11 @@ async def export(options: argparse.Namespace, bootstrap: str, exported: "Exporte
 
     reading = argparse.Namespace(topic=[options.topic], partition=options.partition, broker=options.broker)
     async with open_consumer(reading, wanted, bootstrap) as consumer:
-        exported.watch(consumer)
+        tail = Tail(wanted, printer=to_bytes, keep=None)
+        exported.watch(consumer, tail)
         begin = writer.begin(ExportHead(options.topic, partitions))
         await anyio.to_thread.run_sync(write_out, begin, abandon_on_cancel=True)
-        await Tail(wanted, printer=to_bytes, keep=None).print_range(consumer)
+        await tail.print_range(consumer)
         end = writer.end()
         exported.add(0, len(begin) + len(end))
         await anyio.to_thread.run_sync(write_out, end, abandon_on_cancel=True)
@@ -82,9 +83,10 @@ class Exported:
         self._options = options
         self._begun = time.monotonic()
         self._consumer: Consumer | None = None
+        self._tail: Tail | None = None
 
-    def watch(self, consumer: Consumer) -> None:
-        self._consumer = consumer
+    def watch(self, consumer: Consumer, tail: Tail) -> None:
+        self._consumer, self._tail = consumer, tail
 
     def add(self, records: int, written_bytes: int) -> None:
         self.records += records
@@ -99,9 +101,13 @@ class Exported:
 
     def _line(self) -> str:
         took = time.monotonic() - self._begun
-        trouble = self._consumer.trouble if self._consumer is not None else None
-        waits = f"; waits: {trouble.message}" if trouble is not None else ""
-        return f"{count(self.records)} records, {size(self.bytes)}, {count(self.records / took)}/s{waits}"
+        text = f"{count(self.records)} records, {size(self.bytes)}, {count(self.records / took)}/s"
+        if self._consumer is not None and self._tail is not None:
+            if self.records:
+                text += f", {duration(took * self._tail.left(self._consumer) / self.records)} left"
+            if (trouble := self._consumer.trouble) is not None:
+                text += f"; waits: {trouble.message}"
+        return text
 
     def finish(self, *, was_interrupted: bool) -> None:
         took = time.monotonic() - self._begun

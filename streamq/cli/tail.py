@@ -118,6 +118,7 @@ class Tail:
         self._keep = keep
         self._from = 0
         """No record below this offset is printed."""
+        self._ends_told: dict[Where, int] = {}
         self._fetches = FETCH_RECORDS_FIRST
 
     async def print_range(self, consumer: Consumer) -> None:
@@ -130,6 +131,10 @@ class Tail:
         elif isinstance(wanted.start, AtOffset):
             self._go_to(consumer, wanted.start.offset)
         await self._print_until(consumer, ends)
+
+    def left(self, consumer: Consumer) -> int:
+        """Records between where the consumer stands and the ends, as far as these are told by now."""
+        return sum(max(0, end - consumer.position(*place)) for place, end in self._ends_told.items())
 
     async def _ends(self, consumer: Consumer) -> dict[Where, int]:
         """Where each partition stops: without -f at the tip as a quorum tells it now; no end is OFFSET_MAX."""
@@ -164,6 +169,7 @@ class Tail:
 
     async def _print_until(self, consumer: Consumer, ends: dict[Where, int]) -> None:
         """Everything below the ends, or for ever for partitions whose end is none."""
+        self._ends_told = ends
         until_ms = self.wanted.until_ms
         is_open = self.wanted.follows and until_ms is not None
         while not self._has_enough:

@@ -5,6 +5,7 @@ partitions. A replica that lacks the offset, or has not heard of it yet, says so
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import anyio
@@ -16,8 +17,9 @@ from streamq.model.errors import NotFoundError, UnavailableError
 from streamq.model.limits import PLACES_PER_REQUEST_MAX
 from streamq.model.messages import PartitionView, PlaceAsked, ReadTimes, ReadTip, TimesRead, TipRead
 
-__all__ = ["Lag", "Place", "find_views", "read_ages", "read_lags", "read_tips"]
+__all__ = ["Lag", "Place", "find_views", "read_ages", "read_lags", "read_tips", "to_ms"]
 
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TIPS_AT_ONCE_MAX: Final = 32
 ASK_S: Final = 1.0
 """How long one broker is waited for, before the next is asked."""
@@ -33,6 +35,11 @@ class Lag(msgspec.Struct, frozen=True):
 
     records: int
     seconds: float
+
+
+def to_ms(when: datetime) -> int:
+    """Milliseconds since 1970, exactly, rounded up: no record before this is at or after `when`. A naive datetime is local time."""
+    return -((EPOCH - when.astimezone(UTC)) // timedelta(milliseconds=1))
 
 
 async def read_tips(cluster: Cluster, places: Iterable[Place]) -> dict[Place, TipRead]:

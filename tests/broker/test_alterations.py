@@ -2,18 +2,31 @@
 
 import logging
 
+import msgspec
 import pytest
 import trio
 
-from streamq.broker import retention, topics
+from streamq.broker import retention, router, topics
 from streamq.broker.node import Node
 from streamq.cli.trim import trim_partition
 from streamq.client.cluster import Cluster
-from streamq.model.errors import NotFoundError, OffsetError, RefusedError
-from streamq.model.messages import Ack, AlterTopic, DescribePartition, PartitionDescription, TopicAltered, TrimPartition
+from streamq.metadata.changes import alter_topic
+from streamq.model.errors import NotFoundError, OffsetError, RefusedError, UnavailableError
+from streamq.model.messages import (
+    Ack,
+    AlterTopic,
+    DescribePartition,
+    ListTopics,
+    PartitionDescription,
+    TopicAltered,
+    Topics,
+    TrimPartition,
+)
+from streamq.model.registers import TopicRegister, topic_key
 from streamq.testing import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes, sequencing_of, until
 from tests.broker.test_cluster_in_process import create, find, to
+from tests.broker.test_trims import filled
 from tests.broker.wire_client import make_batch
 
 logging.getLogger("streamq").setLevel(logging.ERROR)
@@ -152,3 +165,71 @@ async def test_a_trim_goes_on_after_the_sequencer_has_changed(nodes: dict[str, N
         async with to(running, other) as client:
             [fresh] = await find(client)
         assert fresh.sequencer != view.sequencer
+
+
+async def test_an_alteration_that_was_left_half_done_is_finished_by_whoever_alters_nothing(nodes: dict[str, Node]) -> None:
+    """The topic's register decides: partitions are brought to it, also one that its creator never came to."""
+    async with cluster(3) as running:
+        await create(running, partitions=2)
+        registers = nodes["b1"].registers
+        topic = await registers.get_as(TopicRegister, topic_key("orders"))
+        assert topic is not None
+        half = msgspec.structs.replace(topic, retention_ms=90_000, settings=topic.settings + 1)
+        await registers.change_as(TopicRegister, topic_key("orders"), alter_topic(half))
+        assert (await described(running, 1)).register.retention_ms is None
+        await alter(running, AlterTopic("orders", retention_ms=90_000), "b3")
+        for index in (0, 1):
+            assert (await described(running, index)).register.retention_ms == 90_000
+
+
+async def test_alterations_that_meet_leave_all_partitions_with_the_same_settings(nodes: dict[str, Node]) -> None:
+    async with cluster(3) as running:
+        await create(running, partitions=3)
+        outcomes: list[object] = []
+
+        async def one(broker: str, ms: int) -> None:
+            async with to(running, broker) as client:
+                try:
+                    outcomes.append(await client.ask(AlterTopic("orders", retention_ms=ms)))
+                except UnavailableError as error:
+                    outcomes.append(error.code)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(one, f"b{number % 3 + 1}", 10_000 + number)
+        assert set(outcomes) - {"conflict"}  # somebody was first
+        await alter(running, AlterTopic("orders", now=True))
+        registers = [(await described(running, index)).register for index in range(3)]
+        assert len({(register.retention_ms, register.settings) for register in registers}) == 1
+        async with to(running, "b2") as client:
+            listed = await client.ask(ListTopics())
+        assert isinstance(listed, Topics)
+        [topic] = listed.topics
+        assert (topic.retention_ms, topic.settings) == (registers[0].retention_ms, registers[0].settings)
+
+
+async def test_a_sequencer_does_not_go_back_to_settings_of_before(nodes: dict[str, Node]) -> None:
+    """An `Open` that was sent before the alteration and comes after it."""
+    async with cluster(3) as running:
+        [view] = await create(running)
+        old = (await described(running, 0)).register
+        await alter(running, AlterTopic("orders", retention_ms=90_000))
+        partition = sequencing_of(nodes, view.id)
+        assert partition.sequencing is not None
+        await until(lambda: partition.sequencing is not None and partition.sequencing.retention.max_ms == 90_000)
+        partition.learn(old)
+        assert partition.sequencing.retention.max_ms == 90_000
+
+
+async def test_a_trim_that_too_few_tables_follow_moves_nothing(nodes: dict[str, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    """P-34: a loss that the protocol bears could take the last table at the start offset."""
+    monkeypatch.setattr(retention, "BY_HAND_S", 0.5)
+    monkeypatch.setattr(router, "keep_table", lambda partition: None)  # the followers make no checkpoint
+    async with cluster(3) as running:
+        view = await filled(running, 5)
+        async with to(running, view.sequencer) as client:
+            with pytest.raises(UnavailableError) as refused:
+                await client.ask(TrimPartition(view.id, 3))
+        assert refused.value.code == "timed_out"
+        own = sequencing_of(nodes, view.id).replica
+        assert (own.start_offset, own.table_kept) == (0, 5)

@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 import anyio
 import anyio.abc
+import google_crc32c
 import trio
 import trio.testing
 
@@ -16,8 +17,9 @@ from streamq.model.messages import Failure, Heartbeat, Hello, Metadata, Metadata
 from streamq.net.handshake import greet, receive_hello
 from streamq.wire.batch_format import BadBatchError, split_batches
 from streamq.wire.codec import decode_value, encode
+from streamq.wire.export_format import MAGIC, ExportHead, ExportReader, ExportWriter
 from streamq.wire.framing import PREAMBLE, Frame, encode_frame
-from streamq_consumer.records import records_of
+from streamq_consumer.records import Record, records_of
 from tests.fuzz.seals import seal_batches, seal_frames
 from tests.fuzz.target import Target
 from tests.fuzz.wild import Wild
@@ -211,6 +213,45 @@ def _valid_failure(wild: Wild) -> bytes:
     return encode(Failure(wild.rng.choice([*CODES, told.code]), told.message, told.hint, told.sequencer))
 
 
+def export(data: bytes) -> None:
+    """However the bytes are cut into pieces the same records come out; written again, they are the same."""
+    reader = ExportReader()
+    blocks = [block for at in range(0, len(data), 4096) for block in reader.feed(data[at : at + 4096])]
+    reader.end()
+    assert reader.head is not None
+    writer = ExportWriter()
+    records = [Record("", b.partition, r.offset, r.timestamp, r.key, r.value, r.headers or {}) for b in blocks for r in b.records]
+    again = ExportReader()
+    copy = list(again.feed(b"".join([writer.begin(reader.head), writer.add(records), writer.end()])))
+    again.end()
+    assert again.counts == {partition: count for partition, count in reader.counts.items() if count}
+    for partition in again.counts:
+        offsets = [[r.offset for b in read if b.partition == partition for r in b.records] for read in (blocks, copy)]
+        assert offsets[0] == offsets[1]
+
+
+def _valid_export(wild: Wild) -> bytes:
+    rng, writer = wild.rng, ExportWriter()
+    out = [writer.begin(ExportHead("t", 3))]
+    for offset in range(rng.randrange(20)):
+        headers = {"h": rng.randbytes(3)} if rng.random() < 0.3 else {}
+        value, at_ms = rng.randbytes(rng.randrange(30)), rng.randrange(1 << 40)
+        out.append(writer.add([Record("t", rng.randrange(3), offset, at_ms, None, value, headers)]))
+    return b"".join([*out, writer.end()])
+
+
+def _seal_export(data: bytes) -> bytes:
+    """Checksums and numbers of blocks that hold, as far as their lengths lead."""
+    out, at, number = bytearray(data), len(MAGIC), 0
+    while at + 24 <= len(out):
+        size = int.from_bytes(out[at + 4 : at + 8], "little")
+        out[at + 12 : at + 16] = number.to_bytes(4, "little")
+        out[at + 16 : at + 20] = google_crc32c.value(bytes(out[at + 24 : at + 24 + size])).to_bytes(4, "little")
+        out[at + 20 : at + 24] = google_crc32c.value(bytes(out[at : at + 20])).to_bytes(4, "little")
+        at, number = at + 24 + size, number + 1
+    return bytes(out)
+
+
 CLIENT_TARGETS: Final = (
     Target("hello", hello, _valid_hello, (ProtocolError,), seal=_seal_hello),
     Target("welcome", welcome, _valid_welcome, (StreamqError,), seal=seal_frames),
@@ -222,6 +263,15 @@ CLIENT_TARGETS: Final = (
         (BadBatchError, CorruptDataError),
         seal=seal_batches,
         floor_bytes=4 * BATCH_RAW_BYTES_MAX,
+        growth=512,
+    ),
+    Target(
+        "export",
+        export,
+        _valid_export,
+        (CorruptDataError,),
+        seal=_seal_export,
+        floor_bytes=16 * BATCH_RAW_BYTES_MAX,
         growth=512,
     ),
     Target("failure", failure, _valid_failure, (ProtocolError,)),

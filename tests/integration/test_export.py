@@ -64,37 +64,42 @@ def test_export_and_import_give_an_equal_topic(cluster: LocalCluster, tmp_path: 
     assert records(cluster, "wide") == whole
 
 
+def test_an_export_shows_its_progress_on_a_terminal(cluster: LocalCluster, tmp_path: Path) -> None:
+    """stderr is one, stdout is a file."""
+    cluster.run("topic", "create", "progress")
+    cluster.run("produce", "progress", "-q", stdin=b"x" * 200 + b"\n" + b"".join(b"%d\n" % i for i in range(400_000)))
+    file = tmp_path / "out"
+    code = "import os, pty, sys; sys.exit(pty.spawn(['sh', '-c', sys.argv[1]]) >> 8)"
+    words = " ".join(cluster.command("export", "progress", "--bootstrap", cluster.bootstrap))
+    shown = subprocess.run(
+        [sys.executable, "-c", code, f"{words} > {file}"], capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False
+    )
+    assert shown.returncode == 0
+    assert re.search(rb"[\d,]+ records, .*/s, .* left", shown.stdout)
+    assert b"exported 400,001 record(s)" in shown.stdout
+
+
 def test_ranges_of_an_export_are_those_of_tail(cluster: LocalCluster) -> None:
     fill(cluster, "ranges", 2)
     whole = records(cluster, "ranges")
-    for number, words in enumerate((
-        ["-p", "1"],
-        ["--since", "@1700000200", "--until", "@1700000300"],
-        ["--from", "100", "--until", "120"],
-        ["--from=end"],
-    )):  # fmt: skip
+    for name, words in (("times", ["--since", "@1700000200", "--until", "@1700000300", "-p", "1"]), ("none-of-it", ["--from=end"])):
         exported = cluster.run("export", "ranges", "-q", *words).stdout
-        cluster.run("topic", "create", f"part{number}", "--partitions", "2")
-        cluster.run("import", f"part{number}", "-q", stdin=exported)
-        expected = [
-            row
-            for row in whole
-            if (number == 0 and row["partition"] == 1)
-            or (number == 1 and 1_700_000_200_000 <= int(str(row["timestamp"])) < 1_700_000_300_000)
-            or (number == 2 and 100 <= int(str(row["offset"])) < 120)
-        ]
-        got = records(cluster, f"part{number}")
-        assert [{**row, "offset": 0} for row in got] == [{**row, "offset": 0} for row in expected], words
+        cluster.run("topic", "create", name, "--partitions", "2")
+        cluster.run("import", name, "-q", stdin=exported)
+        seconds = range(200, 300 if name == "times" else 200)
+        expected = [row for row in whole if row["partition"] == 1 and (int(str(row["timestamp"])) // 1000 - 1_700_000_000) in seconds]
+        assert bool(expected) == (name == "times")
+        assert [{**row, "offset": 0} for row in records(cluster, name)] == [{**row, "offset": 0} for row in expected]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "no export", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_file_that_is_not_whole_ends_with_8_and_says_how_far_it_came(cluster: LocalCluster, damage: str) -> None:
     """Nothing is left out silently: what came before is in the topic, and the message counts it."""
-    name = "damaged-" + damage.replace(" ", "-")
+    name = "damaged-" + damage
     cluster.run("topic", "create", name)
     cluster.run("produce", name, "-q", stdin=b"".join(b"%d" % i * 40_000 + b"\n" for i in range(100)), expect=None)
     whole = cluster.run("export", name, "-q").stdout
-    broken = {"cut": whole[:-30], "flip": whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:], "no export": b"a\nb\n", "empty": b""}[damage]
+    broken = {"cut": whole[:-30], "flip": whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:], "empty": b""}[damage]
     cluster.run("topic", "create", name + "-back")
     done = cluster.run("import", name + "-back", stdin=broken, expect=8)
     assert b"error[data_damaged]" in done.stderr

@@ -255,6 +255,19 @@ def test_filters_look_at_the_range_and_count_what_they_keep(printed: list[bytes]
     with_cluster(body, partitions=1)
 
 
+def test_the_last_ones_of_several_topics_are_merged_by_time(printed: list[bytes]) -> None:
+    async def body(cluster: FakeCluster, made: list[FakePartition]) -> None:
+        [other] = cluster.create("u")
+        fill_seconds(other, [95, 97, 200])
+        await print_tail(cluster, "t", "u", "-n", "5", "-F", r"%t %d\n")
+        rows = [line.split() for line in b"".join(printed).splitlines()]
+        assert [(topic, (int(time) - FIRST_MS) // 1000) for topic, time in rows] == [
+            (b"t", 97), (b"u", 97), (b"t", 98), (b"t", 99), (b"u", 200),
+        ]  # fmt: skip
+
+    with_cluster(body, partitions=2)
+
+
 def test_the_data_comes_from_the_broker_that_is_named(printed: list[bytes]) -> None:
     async def body(cluster: FakeCluster, made: list[FakePartition]) -> None:
         await print_tail(cluster, "t", "--broker", "b2", "-o", "json")

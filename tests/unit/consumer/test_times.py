@@ -1,9 +1,13 @@
 """Offsets by time, lag, and the last records over partitions, over real connections to brokers that lag and fail."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+import anyio.to_thread
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from streamq.client.times import to_ms
 from streamq.model.errors import NotFoundError, RefusedError
 from streamq.model.messages import ReadTimes
 from streamq_consumer import Consumer, Lag
@@ -39,6 +43,14 @@ def test_offsets_for_times_are_those_of_records_not_of_their_batches(backend: st
                         await consumer.offsets_for_times(wrong)
 
     run(backend, body)
+
+
+@given(st.integers(0, 4_000_000_000_000_000))
+def test_times_are_exact_to_the_microsecond(us: int) -> None:
+    """As a float 1.001 s are 1000.99… ms: a record of the millisecond before would come with it."""
+    when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+    assert to_ms(when) == -(-us // 1000)
+    assert to_ms(when.astimezone().replace(tzinfo=None)) in (to_ms(when), to_ms(when) - 3_600_000, to_ms(when) + 3_600_000)
 
 
 @both
@@ -159,8 +171,6 @@ def test_the_blocking_twin_counts_what_it_holds_as_not_handed_out() -> None:
                     assert consumer.position("t", 0) == 20
                     assert consumer.offsets_for_times(1_030) == {("t", 0): 3}
                     assert consumer.tips()["t", 0].high_watermark == 20
-
-            import anyio.to_thread
 
             await anyio.to_thread.run_sync(use)
 
