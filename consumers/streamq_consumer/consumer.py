@@ -38,7 +38,7 @@ from streamq_consumer.typed import Decoded
 __all__ = ["Consumer", "ConsumerOptions"]
 
 RECORDS_AT_ONCE_MAX: Final = 1_000_000
-TIP_CHECKS_PER_S: Final = 100
+TIP_CHECKS_PER_S: Final = 20
 """Quorum reads of tips of partitions that bring nothing, of all together; with more partitions each is looked at less often."""
 JITTER_STEPS: Final = 1 << 20
 
@@ -390,6 +390,11 @@ class Consumer:
     @property
     def _available(self) -> int:
         return length_hint(self._rest) + self._open.buffered_records
+
+    @property
+    def _held(self) -> int:
+        """Partitions that are this member's, open or about to be."""
+        return len(self._group.membership.holds) if self._group is not None else 0
 
     def _come_back(self) -> None:
         """The application is done with what it was handed."""

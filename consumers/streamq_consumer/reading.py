@@ -50,7 +50,8 @@ class GroupReading:
         consumer = self._consumer
         async with self._opening:
             view = await self._view(*place)
-            feed = await open_feed(consumer._cluster, *place, view, offset, self._start, consumer._tuning(len(consumer._feeds) + 1))
+            partitions = max(len(consumer._feeds) + 1, consumer._held)
+            feed = await open_feed(consumer._cluster, *place, view, offset, self._start, consumer._tuning(partitions))
         if consumer._fetcher is not None and place not in consumer._feeds and may_go_on():
             consumer._add(feed)
             self._share_windows()

@@ -43,8 +43,8 @@ class Session:
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether the other side waits for an answer."""
-        return self.requests > 0 or self.pending > 0
+        """Whether the other side waits for something, an answer or records."""
+        return self.requests > 0 or self.pending > 0 or bool(self.subscriptions)
 
     def flush(self) -> None:
         """One frame for all outcomes of batches, one for all reports of stored ones; more only where a header would be too large."""

@@ -13,7 +13,7 @@ from streamq.model.messages import Hello
 from streamq.net.channel import Channel
 from streamq.net.handshake import greet
 from streamq.net.network import TcpNetwork
-from streamq.testing import ClusterInProcess
+from streamq.testing.in_process import ClusterInProcess
 from tests.broker.wire_client import WireClient
 
 __all__ = ["capture_nodes", "peer_client", "sequencing_of", "until"]

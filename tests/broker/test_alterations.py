@@ -23,7 +23,7 @@ from streamq.model.messages import (
     TrimPartition,
 )
 from streamq.model.registers import TopicRegister, topic_key
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes, sequencing_of, until
 from tests.broker.test_cluster_in_process import create, find, to
 from tests.broker.test_trims import filled

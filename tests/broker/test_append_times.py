@@ -9,7 +9,7 @@ from streamq.broker.node import Node
 from streamq.client.cluster import Cluster
 from streamq.client.times import Lag, read_lags
 from streamq.model.messages import PlaceAsked, ReadTimes, TimesRead
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from tests.broker.capture import capture_nodes, until
 from tests.broker.test_cluster_in_process import create, to
 from tests.broker.test_trims import trim

@@ -7,7 +7,7 @@ import trio
 
 from streamq.model.messages import Ack, Nack, Seal
 from streamq.storage.memory_storage import MemoryStorage
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from tests.broker.capture import capture_nodes, until
 from tests.broker.test_cluster_in_process import create, find, to
 from tests.broker.wire_client import make_batch

@@ -32,7 +32,7 @@ from streamq.model.messages import (
 from streamq.model.registers import TopicRegister, topic_key
 from streamq.storage.interface import LostBatches
 from streamq.storage.memory_storage import MemoryStorage
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes
 from tests.broker.wire_client import WireClient, make_batch, new_producer, values_of, wire_client
 

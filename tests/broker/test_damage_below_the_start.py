@@ -17,7 +17,7 @@ from streamq.model.messages import PartitionView
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.identity import create_identity
 from streamq.storage.interface import Identity
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes, until
 from tests.broker.test_cluster_in_process import create, to
 from tests.broker.test_trims import trim

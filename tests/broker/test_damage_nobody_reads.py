@@ -8,7 +8,7 @@ import trio
 
 from streamq.log.replica_state import DamagedRange, ReplicaState, learned
 from streamq.model.registers import PartitionRegister, Segment
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from tests.broker.capture import capture_nodes, until
 from tests.broker.test_cluster_in_process import Resender, create
 from tests.support.log_lab import members

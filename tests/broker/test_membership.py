@@ -15,8 +15,7 @@ from streamq.net.memory_network import MemoryNetwork
 from streamq.net.network import TcpNetwork
 from streamq.storage.interface import Identity
 from streamq.storage.memory_storage import MemoryStorage
-from streamq.testing import ClusterInProcess, cluster
-from streamq.testing.in_process import BrokerInProcess, free_ports
+from streamq.testing.in_process import BrokerInProcess, ClusterInProcess, cluster, free_ports
 from tests.broker.capture import capture_nodes, peer_client, sequencing_of, until
 from tests.broker.test_cluster_in_process import Resender, create, find, to
 from tests.broker.wire_client import make_batch, wire_client

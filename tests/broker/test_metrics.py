@@ -15,7 +15,7 @@ from streamq.net.network import TcpNetwork
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.file_ops import FileOps
 from streamq.storage.memory_storage import MemoryStorage
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from tests.broker.test_cluster_in_process import create, find, to
 from tests.broker.wire_client import WireClient, make_batch, new_producer, wire_client
 from tests.support.disk_cluster import JOURNAL_FILE_BYTES, disk_cluster

@@ -13,7 +13,7 @@ from streamq.model.errors import UnavailableError, UnknownOutcomeError
 from streamq.model.messages import Ack, CreateTopic, DeleteTopic, PartitionView, ReadTip, TipRead
 from streamq.model.registers import PartitionRegister
 from streamq.net.memory_network import MemoryNetwork
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from tests.broker.capture import capture_nodes, sequencing_of, until
 from tests.broker.test_cluster_in_process import Resender, create, find
 from tests.broker.wire_client import make_batch, wire_client

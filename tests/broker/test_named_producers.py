@@ -8,7 +8,7 @@ import trio
 from streamq.broker.registers import Registers
 from streamq.model.errors import FencedError, RefusedError, StreamqError, UnknownOutcomeError
 from streamq.model.messages import CreateTopic, OpenProducer, ProducerOpened
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer
 from streamq_producer import Producer
 from tests.broker.wire_client import wire_client

@@ -10,7 +10,7 @@ from streamq.model.batches import Batch
 from streamq.model.errors import UnavailableError
 from streamq.model.messages import Ack, FindOffset, OffsetFound
 from streamq.storage.interface import LostBatches
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from streamq.wire.batch_format import encode_batch
 from tests.broker.capture import capture_nodes, until
 from tests.broker.test_cluster_in_process import create, to

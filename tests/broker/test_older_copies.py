@@ -9,8 +9,7 @@ import trio.testing
 
 from streamq.model.errors import AlreadyExistsError
 from streamq.net.memory_network import HostNetwork, MemoryNetwork
-from streamq.testing import cluster
-from streamq.testing.in_process import BrokerInProcess
+from streamq.testing.in_process import BrokerInProcess, cluster
 
 logging.getLogger("streamq").setLevel(logging.CRITICAL)
 

@@ -25,7 +25,7 @@ from streamq.model.messages import (
 )
 from streamq.model.registers import BrokerRegister, Voters
 from streamq.net.network import TcpNetwork
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from streamq.wire.framing import FRAME_PREFIX_BYTES, PREAMBLE, encode_frame
 from tests.broker.capture import peer_client
 from tests.broker.test_cluster_in_process import Resender, create, to

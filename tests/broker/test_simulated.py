@@ -5,7 +5,7 @@ import trio.testing
 
 from streamq.model.messages import Ack, CreateTopic, Metadata, MetadataView, Nack, ReadTip, TipRead
 from streamq.net.memory_network import MemoryNetwork
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from tests.broker.wire_client import make_batch, new_producer, values_of, wire_client
 
 

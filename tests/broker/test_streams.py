@@ -13,7 +13,7 @@ from streamq.model.limits import IN_FLIGHT_BYTES_MAX
 from streamq.model.messages import Ack, BrokerState, BrokerStatus, CreateTopic, ReadTip, Records, Subscribe
 from streamq.net.channel import CHANNEL_QUEUE_BYTES_MAX
 from streamq.storage.memory_storage import MemoryStorage
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from streamq.wire.batch_format import split_batches
 from streamq.wire.framing import Frame
 from tests.broker.capture import capture_nodes, until

@@ -14,7 +14,7 @@ from streamq.model.ids import Member
 from streamq.model.messages import Ack, Nack, Repair, Repaired, Seal, Sealed
 from streamq.model.registers import PartitionRegister, Segment
 from streamq.storage.interface import LostBatches
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from streamq.wire.batch_format import stamp
 from tests.broker.capture import capture_nodes, peer_client, sequencing_of, until
 from tests.broker.test_cluster_in_process import Resender, create, to

@@ -27,7 +27,7 @@ from streamq.model.messages import (
     Subscribe,
     TipRead,
 )
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq.wire.framing import Frame
 from streamq_consumer import Consumer
 from tests.broker.capture import capture_nodes, sequencing_of, until

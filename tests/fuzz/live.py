@@ -20,7 +20,7 @@ from streamq.net.memory_network import MemoryNetwork
 from streamq.storage.interface import Identity
 from streamq.storage.journal_format import ENTRY_BODY_BYTES_MAX, KEY_BYTES_MAX, StateEntry, encode_row
 from streamq.storage.memory_storage import MemoryStorage
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from tests.broker.wire_client import make_batch, wire_client
 from tests.fuzz.watchdog import ends_within
 from tests.fuzz.wild import Pool

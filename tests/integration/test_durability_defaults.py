@@ -10,7 +10,7 @@ from streamq.cli.bench.cluster import BenchCluster
 from streamq.cli.grammar import parser
 from streamq.model.errors import RefusedError
 from streamq.model.messages import DescribePartition, PartitionDescription
-from streamq.testing import cluster
+from streamq.testing.in_process import cluster
 from tests.broker.wire_client import wire_client
 
 PARTITIONS = 2

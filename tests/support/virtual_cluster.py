@@ -28,7 +28,7 @@ from streamq.model.messages import (
 from streamq.net.channel import Channel
 from streamq.net.handshake import greet
 from streamq.net.memory_network import MemoryNetwork
-from streamq.testing import ClusterInProcess, cluster
+from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq.wire.batch_format import split_batches
 from streamq.wire.framing import Frame
 from tests.broker.capture import capture_nodes
