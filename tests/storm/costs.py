@@ -16,6 +16,8 @@ __all__ = ["measure_commits", "measure_joins"]
 
 SLOWER_MAX: Final = 0.10
 JOIN_S_MAX: Final = 1.0
+SETTLES_S: Final = 0.5
+"""Between two joins: all members are in one process here, which has to carry out what they are told."""
 COMMITTER: Final = """
 import sys, trio
 from streamq_consumer import Consumer
@@ -99,6 +101,9 @@ def measure_joins(*, members: int, partitions: int) -> int:
                 nursery.start_soon(member)
                 await joined.wait()
                 took.append(time.monotonic() - began)
+                if len(took) % 10 == 0:
+                    print(f"{len(took)} members, the last joined in {took[-1]:.3f} s", flush=True)
+                await trio.sleep(SETTLES_S)
             nursery.cancel_scope.cancel()
 
     with local_cluster(3) as cluster:
