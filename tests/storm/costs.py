@@ -19,11 +19,11 @@ JOIN_S_MAX: Final = 1.0
 SETTLES_S: Final = 0.5
 """Between two joins: all members are in one process here, which has to carry out what they are told."""
 COMMITTER: Final = """
-import sys, trio
+import os, sys, trio
 from streamq_consumer import Consumer
 
 async def main():
-    async with Consumer(sys.argv[1], topics=["wide"], group="wide", commit_interval_s=1.0) as consumer:
+    async with Consumer(sys.argv[1], topics=["wide"], group=f"wide-{os.getpid()}", commit_interval_s=1.0) as consumer:
         while len(consumer.partitions) < int(sys.argv[2]):
             await consumer.fetch(timeout=0.1)
         print("ready", flush=True)
@@ -70,8 +70,9 @@ def _ingest(cluster: LocalCluster, variables: dict[str, str], partitions: int, s
                 [sys.executable, "-c", COMMITTER, cluster.bootstrap, str(partitions)], env=variables, stdout=subprocess.PIPE, text=True
             )
             assert committer.stdout is not None
-            assert committer.stdout.readline() == "ready\n"
-            assert committer.stdout.readline() == "committed\n"
+            told = [committer.stdout.readline(), committer.stdout.readline()]
+            if told != ["ready\n", "committed\n"]:
+                raise RuntimeError(f"the committing member ended with {committer.wait()}")
         done = cluster.run("bench", "produce", "--bootstrap", cluster.bootstrap, "--seconds", str(seconds), "--warm-up", "1", "-o", "json")
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         return float(rows[0]["records_per_s"])
