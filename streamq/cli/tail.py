@@ -27,6 +27,8 @@ __all__ = ["Range", "in_time_order", "run"]
 DEFAULT_RECORDS: Final = 10
 FETCH_RECORDS: Final = 20_000
 FETCH_TIMEOUT_S: Final = 1.0
+LAST_TIMEOUT_S: Final = 0.1
+"""When there is an end: what lies before it may be a control batch, of which nothing is handed out."""
 PATIENCE_S: Final = 30.0
 """Without -f: how long nothing at all can be read before that is an error."""
 MERGED_RECORDS_MAX: Final = 1_000_000
@@ -137,7 +139,7 @@ class _Tail:
             return  # in order as it comes
         held: dict[Where, list[Record]] = {place: [] for place in ends}
         while any(consumer.position(*place) < end for place, end in ends.items()):
-            for record in await consumer.fetch(FETCH_RECORDS, timeout=FETCH_TIMEOUT_S):
+            for record in await consumer.fetch(FETCH_RECORDS, timeout=LAST_TIMEOUT_S):
                 if record.offset < ends[record.topic, record.partition]:
                     held[record.topic, record.partition].append(record)
         await self._print(in_time_order(held)[-records:])
@@ -148,7 +150,7 @@ class _Tail:
         """Everything below the ends, or for ever for partitions whose end is none."""
         done = {place for place, end in ends.items() if consumer.position(*place) >= end}
         while len(done) < len(ends) and not self._has_enough:
-            records = await consumer.fetch(FETCH_RECORDS, timeout=FETCH_TIMEOUT_S)
+            records = await consumer.fetch(FETCH_RECORDS, timeout=FETCH_TIMEOUT_S if self._wanted.follows else LAST_TIMEOUT_S)
             if any(consumer.position(*place) > end for place, end in ends.items()):
                 records = [record for record in records if record.offset < ends[record.topic, record.partition]]
             until_ms = self._wanted.until_ms
