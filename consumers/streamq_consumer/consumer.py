@@ -1,6 +1,7 @@
 """The consumer that applications use. See `Consumer`."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import islice
 from operator import length_hint
 from types import TracebackType
@@ -13,14 +14,16 @@ from streamq.client.cluster import Cluster
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
-from streamq.model.errors import NotFoundError, StreamqError
+from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import ReadTip, TipRead
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
+from streamq_consumer.group import GroupReader
+from streamq_consumer.reading import GroupReading
 from streamq_consumer.records import Record, Tip
 from streamq_consumer.session import Tuning
-from streamq_consumer.settings import ConsumerSettings
+from streamq_consumer.settings import ConsumerSettings, GroupSettings
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
 from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 
@@ -30,16 +33,23 @@ RECORDS_AT_ONCE_MAX: Final = 1_000_000
 
 
 class ConsumerOptions(TypedDict, total=False):
-    """The fields of `ConsumerSettings`, which says what they mean."""
+    """The fields of `ConsumerSettings` and, for a member of a group, `GroupSettings`, which say what they mean."""
 
     prefetch_bytes: int
     stall_s: float
     tip_check_s: float
     patience_s: float | None
+    member_name: str
+    session_s: float
+    processing_s: float
+    auto_commit: bool
+    commit_interval_s: float
+    join_s: float
+    leave_s: float
 
 
 class Consumer:
-    """Reads topics without a group. Used with `async with`, under trio or asyncio, by one task at a time.
+    """Reads topics, all of them or as a member of a group. Used with `async with`, under trio or asyncio, by one task at a time.
 
     Records of a partition come in offset order, without a hole or a repeat, whichever brokers come and go (P-26); partitions take turns,
     a batch each. `start` is "earliest", "latest" (what a quorum read says when the block is entered), an offset, a datetime (the first
@@ -51,6 +61,11 @@ class Consumer:
     While nothing can be read because brokers are down, iteration waits; `trouble` says why, `patience_s` sets an end.
     An error of one partition (OffsetError, NotFoundError, CorruptDataError, UnavailableError) is raised when what came before it is
     handed out, and again until `seek` goes elsewhere. Any call may be cancelled without losing a record.
+
+    With `group` the members of that group share the partitions. Each begins where the group has committed, or at `start` ("earliest",
+    "latest" or a time) where it has not. What was handed out counts as handled, and is committed, when the application comes for more or
+    leaves the block without an exception; so a record may come again after a crash, and none is left out. GroupLostError says that this
+    consumer is no member any more: open a new one.
     """
 
     def __init__(
@@ -58,6 +73,7 @@ class Consumer:
         bootstrap: str | Sequence[str],
         *,
         topics: Sequence[str],
+        group: str | None = None,
         start: Start = "earliest",
         partitions: Sequence[int] | None = None,
         broker: str | None = None,
@@ -70,33 +86,61 @@ class Consumer:
         refuse_unless(bool(topics), "no topic is named", code="bad_request")
         refuse_unless(partitions is None or len(partitions) > 0, "no partition is named; None stands for all", code="bad_request")
         check_start(start)
-        self.settings: Final = ConsumerSettings(**options)
+        of_group = {name: value for name, value in options.items() if name in GroupSettings.__struct_fields__}
+        refuse_unless(group is not None or not of_group, f"{', '.join(of_group)}: only for a member of a group", code="bad_request")
+        if group is not None:
+            refuse_unless(partitions is None and broker is None, "a group's members are given their partitions", code="bad_request")
+            is_place = isinstance(start, str | datetime)
+            refuse_unless(is_place, "a member of a group starts at earliest, latest or a time", code="bad_request")
+        self._group_settings = GroupSettings(group=group, **of_group) if group is not None else None  # type: ignore[arg-type]
+        own = {name: value for name, value in options.items() if name not in of_group}
+        self.settings: Final = ConsumerSettings(**own)  # type: ignore[arg-type]
         self._assignment = Assignment(tuple(dict.fromkeys(topics)), None if partitions is None else frozenset(partitions), broker or "")
         self._start = start
         self._cluster = Cluster(bootstrap, timeouts=timeouts, host=host)
         self._lifetime = Lifetime()
+        self._host = host
         self._metrics = ConsumerMetrics()
         self._fetcher: Fetcher | None = None
         self._feeds: dict[tuple[str, int], Feed] = {}
         self._current: Feed | None = None
         self._unpacked: list[Record] = []
         self._rest: Iterator[Record] = iter(self._unpacked)
+        self._group: GroupReader | None = None
+        self._reading = GroupReading(self, start)
+        self._yielded: Feed | None = None
+        """Of which the application has the record before `position` in its hands."""
 
     async def __aenter__(self) -> Self:
         await self._cluster.__aenter__()
         try:
             await self._lifetime.open()
-            feeds = await open_feeds(self._cluster, self._assignment, self._start, self._tuning)
-            self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
-            for feed in feeds:
-                self._feeds[feed.topic, feed.index] = feed
-                self._fetcher.add(feed)
+            if self._group_settings is None:
+                feeds = await open_feeds(self._cluster, self._assignment, self._start, self._tuning)
+                self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
+                for feed in feeds:
+                    self._add(feed)
+            else:
+                topics = self._assignment.topics
+                self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
+                group = GroupReader(self._cluster, self._lifetime, self._host, self._group_settings, topics, self._reading)
+                await group.join()
+                self._group = group
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            if self._group is not None:
+                if error is None:
+                    self._come_back()
+                await self._group.leave()
+        finally:
+            await self._close(kind, error, traceback)
+
+    async def _close(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._fetcher is not None:
             self._fetcher.close()
         self._fetcher = None
@@ -116,6 +160,7 @@ class Consumer:
         _check_count(max_records)
         refuse_unless(max_wait >= 0, f"max_wait must not be negative, as {max_wait} is", code="bad_request")
         while True:
+            self._come_back()
             await self._until_available()
             with anyio.move_on_after(max_wait):
                 while self._available < max_records and not self._open.is_full:
@@ -127,6 +172,7 @@ class Consumer:
     async def fetch(self, max_records: int = 500, *, timeout: float = 1.0) -> list[Record]:
         """What is there, up to `max_records`, waiting up to `timeout` seconds for the first; an empty list when nothing came."""
         _check_count(max_records)
+        self._come_back()
         await anyio.lowlevel.checkpoint()
         records = self._take(max_records)
         with anyio.move_on_after(timeout):
@@ -134,6 +180,17 @@ class Consumer:
                 await self._until_available()
                 records = self._take(max_records)
         return records
+
+    async def commit(self, positions: Mapping[tuple[str, int], int] | None = None) -> None:
+        """Stores how far this member has come, durably, as nothing but `auto_commit` does otherwise: all that was handed out so far, the
+        record in hand included, or just these positions (the next offset to be handled, for each partition).
+
+        A position never moves back: use `streamq group seek` for that. Raises GroupLostError when another member has got one of the
+        partitions meanwhile; UnavailableError is never raised, it waits. Cancelled, the positions may be stored or not.
+        """
+        if self._group is None:
+            raise RefusedError("only a member of a group commits: Consumer(..., group=...)", code="bad_request")
+        await self._group.commit(self._group.positions() if positions is None else positions)
 
     # --- places --------------------------------------------------------------------------------------------------------------
 
@@ -155,8 +212,10 @@ class Consumer:
         feed = self._feed(topic, partition)
         if offset != "earliest":
             refuse_unless(0 <= offset <= OFFSET_MAX, f"an offset is not negative, as {offset} is", code="bad_request")
+        self._reading.forget((topic, partition))
         if feed is self._current:
             self._unpacked.clear()
+            self._yielded = None
         is_earliest = offset == "earliest"
         self._open.seek(feed, feed.view.start_offset if offset == "earliest" else offset, from_earliest=is_earliest)
 
@@ -201,10 +260,38 @@ class Consumer:
     def _available(self) -> int:
         return length_hint(self._rest) + self._open.buffered_records
 
+    def _come_back(self) -> None:
+        """The application is done with what it was handed."""
+        self._yielded = None
+        if self._group is not None:
+            self._reading.on_back()
+            self._group.on_back()
+
+    def _unread(self, topic: str, partition: int, offset: int) -> None:
+        """What was handed out of a partition from this offset on was not looked at."""
+        if (topic, partition) in self._feeds:
+            self.seek(topic, partition, offset)
+        elif self._group is not None and (hold := self._group.membership.holds.get((topic, partition))) is not None:
+            hold.next_offset = offset
+
+    def _add(self, feed: Feed) -> None:
+        self._feeds[feed.topic, feed.index] = feed
+        self._open.add(feed)
+
+    def _remove(self, place: tuple[str, int]) -> None:
+        feed = self._feeds.pop(place)
+        if feed is self._current:
+            self._unpacked.clear()
+            self._yielded = self._current = None
+        self._open.remove(feed)
+
     async def _records(self) -> AsyncIterator[Record]:
         while True:
+            self._come_back()
+            self._yielded = self._current
             for record in self._rest:
                 yield record
+            self._come_back()
             if self._load():
                 await anyio.lowlevel.checkpoint()
             else:
@@ -217,6 +304,8 @@ class Consumer:
 
     def _load(self) -> bool:
         """Unpacks the next batch, if there is one. To be called when `_rest` is used up."""
+        if self._group is not None and not self._group.may_hand_out():
+            return False
         taken = self._open.take()
         if taken is None:
             return False
@@ -225,7 +314,7 @@ class Consumer:
         return True
 
     def _take(self, max_records: int) -> list[Record]:
-        records = list(islice(self._rest, max_records))
+        records = self._take_rest(max_records)
         while len(records) < max_records:
             try:
                 if not self._load():
@@ -234,7 +323,13 @@ class Consumer:
                 if records:
                     break  # it is raised when there is nothing before it
                 raise
-            records += islice(self._rest, max_records - len(records))
+            records += self._take_rest(max_records - len(records))
+        return records
+
+    def _take_rest(self, max_records: int) -> list[Record]:
+        records = list(islice(self._rest, max_records))
+        if records and self._group is not None:
+            self._reading.on_handed_out((records[0].topic, records[0].partition), records[0].offset)
         return records
 
     def _feed(self, topic: str, partition: int) -> Feed:

@@ -53,6 +53,23 @@ class Fetcher:
         self.feeds.append(feed)
         self._carry_out(feed, feed.session.start(anyio.current_time()))
 
+    def remove(self, feed: Feed) -> None:
+        """Nothing of it is handed out any more."""
+        feed.drop()
+        feed.error = None
+        self.feeds.remove(feed)
+        self._failed = [other for other in self._failed if other is not feed]
+        if self._handed_out is feed:
+            self._handed_out = None
+        if feed.is_listed:
+            feed.is_listed = False
+            self._line.remove(feed)
+        self._carry_out(feed, feed.session.close())
+
+    def wake(self) -> None:
+        """Has whoever waits for news look again."""
+        self._news.set()
+
     def close(self) -> None:
         self._is_closed = True
         for feed in self.feeds:

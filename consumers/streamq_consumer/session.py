@@ -309,6 +309,19 @@ class PartitionSession:
         self._served_at = now
         return [Leave(), *self._begin(now)]
 
+    def close(self) -> list[Effect]:
+        """For good: nothing more is wanted of this partition."""
+        self.attempt += 1
+        self.route, self._until = Route.FAILED, NEVER
+        return [Leave()]
+
+    def limit_window(self, window_bytes: int) -> None:
+        """What this partition may have fetched ahead from now on; more of what is on its way already is taken, too."""
+        self._tuning = msgspec.structs.replace(self._tuning, window_bytes=window_bytes)
+        excess = max(0, self._window - window_bytes)
+        self._window -= excess
+        self._owed -= excess
+
     # --- which replica -------------------------------------------------------------------------------------------------------
 
     @property

@@ -3,9 +3,9 @@
 import msgspec
 
 from streamq.client.settings import refuse_unless
-from streamq.model.limits import CREDIT_BYTES_MAX, KiB, MiB
+from streamq.model.limits import CREDIT_BYTES_MAX, GROUP_SESSION_MS_MAX, GROUP_SESSION_MS_MIN, KiB, MiB
 
-__all__ = ["ConsumerSettings"]
+__all__ = ["ConsumerSettings", "GroupSettings"]
 
 WINDOW_BYTES_MIN = 64 * KiB
 
@@ -32,3 +32,27 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     def window_bytes(self, *, partitions: int) -> int:
         """The credit that one partition has with its broker."""
         return min(max(self.prefetch_bytes // max(1, partitions), WINDOW_BYTES_MIN), CREDIT_BYTES_MAX)
+
+
+class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
+    group: str
+    member_name: str = ""
+    """A static member: started again under its name within the session, it has the same partitions, and nobody else notices."""
+    session_s: float = 10.0
+    """A member that was not heard of for so long has lost its partitions; one that gets no answer for so long stops handing out."""
+    processing_s: float = 300.0
+    """A member whose application does not come back for more within this time has hung, and leaves the group."""
+    auto_commit: bool = True
+    """What was handed out counts as handled, and is committed, once the application comes for more; False: `commit` says so."""
+    commit_interval_s: float = 1.0
+    join_s: float = 10.0
+    leave_s: float = 5.0
+    """How long leaving the block waits for the last commit."""
+
+    def __post_init__(self) -> None:
+        low, high = GROUP_SESSION_MS_MIN / 1000, GROUP_SESSION_MS_MAX / 1000
+        refuse_unless(bool(self.group), "the name of the group is empty")
+        refuse_unless(low <= self.session_s <= high, f"session_s must be {low:g} to {high:g}, not {self.session_s}")
+        refuse_unless(self.processing_s > 0, f"processing_s must be above 0, not {self.processing_s}")
+        refuse_unless(self.commit_interval_s > 0, f"commit_interval_s must be above 0, not {self.commit_interval_s}")
+        refuse_unless(self.join_s > 0 and self.leave_s > 0, "join_s and leave_s must be above 0")

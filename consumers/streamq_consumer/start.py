@@ -15,7 +15,7 @@ from streamq.model.messages import FindOffset, OffsetFound, PartitionView, ReadT
 from streamq_consumer.feed import Feed
 from streamq_consumer.session import PartitionSession, Tuning
 
-__all__ = ["Assignment", "Start", "check_start", "open_feeds"]
+__all__ = ["Assignment", "Start", "check_start", "open_feed", "open_feeds"]
 
 Start = Literal["earliest", "latest"] | int | datetime | Mapping[tuple[str, int], int]
 
@@ -74,6 +74,17 @@ async def open_feeds(cluster: Cluster, assignment: Assignment, start: Start, tun
         raise errors[0]
     tuned = tuning(len(chosen))
     return [_feed(topic, index, view, places[topic, index], assignment.broker, tuned) for topic, index, view in chosen]
+
+
+async def open_feed(cluster: Cluster, topic: str, index: int, offset: int | None, start: Start, tuning: Tuning) -> Feed:
+    """One partition, from `offset` on or, if there is none, from `start`. Raises as `open_feeds` does, but for an `offset` that cannot be
+    read: reading it says so."""
+    view = await cluster.topic(topic)
+    if index >= len(view.partitions):
+        raise NotFoundError(f"topic {topic!r} has partitions 0 to {len(view.partitions) - 1}, not {index}", code="unknown_partition")
+    partition = view.partitions[index]
+    place = _Place(offset) if offset is not None else await _place(cluster, topic, index, partition, start)
+    return _feed(topic, index, partition, place, "", tuning)
 
 
 def _feed(topic: str, index: int, view: PartitionView, place: _Place, broker: str, tuning: Tuning) -> Feed:

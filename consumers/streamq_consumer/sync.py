@@ -19,6 +19,8 @@ __all__ = ["Consumer", "Record", "Tip"]
 
 FETCH_RECORDS: Final = 10_000
 """How many records iteration takes over from the event loop's thread at once."""
+FETCH_RECORDS_OF_GROUP: Final = 500
+"""As many may come again after a crash."""
 FETCH_S: Final = 1.0
 
 
@@ -30,6 +32,7 @@ class Consumer:
         bootstrap: str | Sequence[str],
         *,
         topics: Sequence[str],
+        group: str | None = None,
         start: Start = "earliest",
         partitions: Sequence[int] | None = None,
         broker: str | None = None,
@@ -37,10 +40,11 @@ class Consumer:
         **options: Unpack[ConsumerOptions],
     ) -> None:
         self._consumer = AsyncConsumer(
-            bootstrap, topics=topics, start=start, partitions=partitions, broker=broker, timeouts=timeouts, **options
+            bootstrap, topics=topics, group=group, start=start, partitions=partitions, broker=broker, timeouts=timeouts, **options
         )
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None
+        self._fetch_records = FETCH_RECORDS if group is None else FETCH_RECORDS_OF_GROUP
         self._held: list[Record] = []
         """Taken from the other thread and not handed out yet, the last one first."""
 
@@ -53,6 +57,9 @@ class Consumer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._portal is not None:
+            for place, offset in self._first_held().items():
+                self._portal.call(self._consumer._unread, *place, offset)
         self._portal = None
         self._stack.__exit__(kind, error, traceback)
 
@@ -60,7 +67,7 @@ class Consumer:
         while True:
             while self._held:
                 yield self._held.pop()
-            self._held = self._call_fetch(FETCH_RECORDS, FETCH_S)
+            self._held = self._call_fetch(self._fetch_records, FETCH_S)
             self._held.reverse()
 
     def batches(self, *, max_records: int = 500, max_wait: float = 0.2) -> Iterator[list[Record]]:
@@ -89,6 +96,11 @@ class Consumer:
         self._open.call(self._consumer.seek, topic, partition, offset)
         self._held = [record for record in self._held if (record.topic, record.partition) != (topic, partition)]
 
+    def commit(self, positions: Mapping[tuple[str, int], int] | None = None) -> None:
+        if positions is None and self._held:
+            positions = self.positions()
+        self._open.call(self._consumer.commit, positions)
+
     def tip(self, topic: str, partition: int) -> Tip:
         return self._open.call(self._consumer.tip, topic, partition)
 
@@ -102,6 +114,10 @@ class Consumer:
             return self._consumer.stats
 
         return self._consumer.stats if self._portal is None else self._portal.call(stats)
+
+    def _first_held(self) -> dict[tuple[str, int], int]:
+        """Of each partition, the first record that was not handed out."""
+        return {(record.topic, record.partition): record.offset for record in self._held}
 
     def _take_held(self, max_records: int) -> list[Record]:
         taken = self._held[-max_records:][::-1]

@@ -7,6 +7,7 @@ from typing import Final
 import trio
 
 from streamq.broker.each import plain_error
+from streamq.broker.groups import Groups
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
@@ -20,20 +21,29 @@ from streamq.model.batches import Batch
 from streamq.model.errors import RefusedError, StreamqError, UnavailableError
 from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX
 from streamq.model.messages import (
+    Attend,
     BrokerState,
     BrokerStatus,
+    CommitPositions,
     Copy,
     CreateTopic,
+    DeleteGroup,
     DeleteTopic,
     DescribePartition,
     Failure,
     FindOffset,
+    GroupRead,
+    JoinGroup,
+    LeaveGroup,
+    ListGroups,
     ListTopics,
     Message,
     Metadata,
     OffsetFound,
     Ok,
     OpenProducer,
+    PlaceGroup,
+    ReadGroup,
     ReadMetrics,
     ReadTable,
     ReadTip,
@@ -44,6 +54,7 @@ from streamq.model.messages import (
     TipRead,
     TopicCreated,
 )
+from streamq.model.messages import Groups as GroupList
 from streamq.model.messages import Topics as TopicList
 from streamq.model.registers import BrokerRegister
 from streamq.wire.framing import Frame
@@ -54,7 +65,7 @@ log = logging.getLogger(__name__)
 
 TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
-QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy, ReadTable)
+QUESTIONS: Final = (Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, Copy, ReadTable, Attend, ListGroups, ReadGroup)
 """Requests that change nothing: cancelled when their connection ends."""
 IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
 """Requests that are carried out by a broker that does not serve (yet, or any more), too."""
@@ -70,6 +81,7 @@ class Requests:
         self.readmissions = readmissions
         self.successions = successions
         self.topics = Topics(node)
+        self.groups = Groups(node)
         self._stop = stop
         self._usage = usage
         self._tasks: dict[type[Message], Task] = {
@@ -88,6 +100,14 @@ class Requests:
             ReadTable: self._read_table,
             TakeOver: self._take_over,
             Rejoin: self._rejoin,
+            JoinGroup: self._join_group,
+            Attend: self._attend,
+            CommitPositions: self._commit,
+            LeaveGroup: self._leave_group,
+            ListGroups: self._list_groups,
+            ReadGroup: self._read_group,
+            PlaceGroup: self._place_group,
+            DeleteGroup: self._delete_group,
         }
 
     def start(self, session: Session, frame: Frame) -> bool:
@@ -172,6 +192,41 @@ class Requests:
     async def _open_producer(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, OpenProducer)
         return await open_named(self.node, frame.message)
+
+    # --- groups
+
+    async def _join_group(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, JoinGroup)
+        return await self.groups.join(frame.message)
+
+    async def _attend(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, Attend)
+        return await self.groups.attend(frame.message)
+
+    async def _commit(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, CommitPositions)
+        return await self.groups.commit(frame.message)
+
+    async def _leave_group(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, LeaveGroup)
+        await self.groups.leave(frame.message)
+        return Ok()
+
+    async def _list_groups(self, session: Session, frame: Frame) -> Message:
+        return GroupList(await self.groups.names())
+
+    async def _read_group(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, ReadGroup)
+        return GroupRead(await self.groups.read(frame.message.group))
+
+    async def _place_group(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, PlaceGroup)
+        return GroupRead(await self.groups.place(frame.message.group, frame.message.positions))
+
+    async def _delete_group(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, DeleteGroup)
+        await self.groups.delete(frame.message.group)
+        return Ok()
 
     # --- brokers
 

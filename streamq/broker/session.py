@@ -77,7 +77,8 @@ def buffers(batches: Iterable[Batch]) -> list[bytes]:
 
 
 def failure_of(error: StreamqError) -> Failure:
-    return Failure(error.code, error.message[:4000], error.hint[:4000], getattr(error, "sequencer", ""))
+    instead = getattr(error, "sequencer", "") or getattr(error, "coordinator", "")
+    return Failure(error.code, error.message[:4000], error.hint[:4000], instead)
 
 
 def answer(session: Session, frame: Frame, message: Message, batches: Sequence[Batch] = ()) -> None:

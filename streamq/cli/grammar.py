@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     _add_topic(add_group(commands, "topic", "create, list, describe and remove topics"))
     _add_produce(commands)
     _add_tail(commands)
+    _add_consume(commands)
+    _add_consumer_groups(add_group(commands, "group", "consumer groups: who reads what, how far they are, and where they go on"))
     _add_log(add_group(commands, "log", "look at a broker's data directory while it is stopped"))
     add_bench(add_group(commands, "bench", "measure a cluster of its own, or one that runs"))
     doctor = add_verb(commands, "doctor", "doctor:run", "check this machine and the cluster, and explain what is wrong")
@@ -208,11 +210,16 @@ def _add_produce(commands: "Verbs[Parser]") -> None:
     produce.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
+FORMAT_LETTERS = (
+    "-F letters: %t topic, %p partition, %o offset, %k key, %v value, %h headers, %d time (%d{%H:%M:%S} formats it),\n"
+    "            %K and %V the lengths of key and value, %H the number of headers, %% a percent sign;\n"
+    "            \\n \\t \\r \\\\ \\0 \\xHH as usual\n"
+)
+
+
 def _add_tail(commands: "Verbs[Parser]") -> None:
     formats = (
-        "-F letters: %t topic, %p partition, %o offset, %k key, %v value, %h headers, %d time (%d{%H:%M:%S} formats it),\n"
-        "            %K and %V the lengths of key and value, %H the number of headers, %% a percent sign;\n"
-        "            \\n \\t \\r \\\\ \\0 \\xHH as usual\n"
+        f"{FORMAT_LETTERS}"
         "places:     start, end, N (an offset), -N (so many records before the end, over all partitions; write --from=-N),\n"
         "            TIME (2026-01-31T12:00, 12:00, @SECONDS, or 5m, 2h, 3d ago)"
     )
@@ -230,6 +237,55 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     tail.add_argument("--grep", metavar="REGEX", help="only records whose value matches")
     tail.add_argument("--broker", metavar="ID", help="read the data from this replica")
     tail.add_argument("-F", "--format", metavar="FORMAT", help="print each record so, for example '%%t/%%p@%%o %%k %%v\\n'")
+
+
+def _add_consume(commands: "Verbs[Parser]") -> None:
+    consume = add_verb(
+        commands,
+        "consume",
+        "consume:run",
+        "print records as a member of a group, which shares the partitions and remembers how far it is",
+        epilog=FORMAT_LETTERS,
+    )
+    consume.add_argument("topic", nargs="+", metavar="TOPIC")
+    add_cluster_options(consume)
+    consume.add_argument("-g", "--group", required=True, metavar="GROUP", help="made when its first member comes")
+    consume.add_argument(
+        "--from", dest="start", default="start", metavar="PLACE", help="start, end or a time, where the group has no position yet (start)"
+    )
+    consume.add_argument("--member", metavar="NAME", help="a name of its own: started again, this member has the same partitions")
+    consume.add_argument(
+        "--session", type=positive_float, default=10.0, metavar="SECONDS", help="after which a member that is not heard of is given up (10)"
+    )
+    consume.add_argument("-n", "--count", type=natural, metavar="N", help="stop after so many records")
+    consume.add_argument("-F", "--format", metavar="FORMAT", help="print each record so, for example '%%t/%%p@%%o %%k %%v\\n'")
+
+
+def _add_consumer_groups(verbs: "Verbs[Parser]") -> None:
+    ls = add_verb(verbs, "ls", "group:ls", "list the groups")
+    describe = add_verb(verbs, "describe", "group:describe", "show members, who has which partition, positions and how far behind they are")
+    lag = add_verb(verbs, "lag", "group:lag", "show how many records the group is behind")
+    lag.add_argument("-w", "--watch", action="store_true", help="again every 2 s, until Ctrl-C")
+    seek = add_verb(
+        verbs,
+        "seek",
+        "group:seek",
+        "set the positions of a group without members",
+        epilog="positions are saved by `streamq group describe GROUP -o json > FILE` and set back by `--to FILE`",
+    )
+    seek.add_argument(
+        "--to", required=True, metavar="PLACE", help="start, end, an offset, --to=-N (records before each end), a time, or a file"
+    )
+    seek.add_argument("--topic", action="append", default=[], metavar="TOPIC", help="only this topic, or one that is new to it; repeat it")
+    seek.add_argument("-p", "--partition", action="append", default=[], type=natural, metavar="N", help="only this partition; repeat it")
+    _destructive(seek)
+    rm = add_verb(verbs, "rm", "group:rm", "remove groups with their positions")
+    _destructive(rm)
+    for verb in (describe, lag, seek):
+        verb.add_argument("group", metavar="GROUP")
+    rm.add_argument("group", nargs="+", metavar="GROUP")
+    for verb in (ls, describe, lag, seek, rm):
+        add_cluster_options(verb)
 
 
 def _add_log(verbs: "Verbs[Parser]") -> None:

@@ -22,7 +22,7 @@ from streamq.model.errors import RefusedError
 from streamq.model.limits import OFFSET_MAX
 from streamq_consumer import Consumer, Record, Tip
 
-__all__ = ["Range", "in_time_order", "run"]
+__all__ = ["Printer", "Range", "in_time_order", "printer_of", "run", "write_out"]
 
 DEFAULT_RECORDS: Final = 10
 FETCH_RECORDS: Final = 20_000
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     for name in options.topic:
         check_name(name)
     wanted = Range.of(options, now_ms=time.time_ns() // 1_000_000)
-    tail = _Tail(wanted, printer=_printer(options), keep=_filter(options))
+    tail = _Tail(wanted, printer=printer_of(options), keep=_filter(options))
     bootstrap = find_bootstrap(flag=options.bootstrap, profile=options.profile)
 
     async def work() -> None:
@@ -172,11 +172,12 @@ class _Tail:
             records = records[: self._wanted.count - self.printed]
         if records:
             # In a thread: whoever reads the pipe may take its time, and the broker must go on hearing from us.
-            await anyio.to_thread.run_sync(_write, self._printer(records), abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(write_out, self._printer(records), abandon_on_cancel=True)
             self.printed += len(records)
 
 
-def _write(output: bytes) -> None:
+def write_out(output: bytes) -> None:
+    """Returns when whoever reads stdout, or the system for it, has taken all of it."""
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
 
@@ -218,7 +219,8 @@ def in_time_order(held: Mapping[Where, Sequence[Record]]) -> list[Record]:
 # --- printing --------------------------------------------------------------------------------------------------------------
 
 
-def _printer(options: argparse.Namespace) -> Printer:
+def printer_of(options: argparse.Namespace) -> Printer:
+    """How `-F`, `-o` and where stdout goes say that records are printed. Raises RefusedError."""
     if options.format is not None:
         if options.output == "json":
             raise RefusedError("-F and -o json are two formats", code="usage", hint="use one of them")

@@ -10,6 +10,8 @@ __all__ = [
     "AlreadyExistsError",
     "CorruptDataError",
     "FencedError",
+    "GroupLostError",
+    "NotCoordinatorError",
     "NotFoundError",
     "NotSequencerError",
     "OffsetError",
@@ -70,6 +72,16 @@ class NotSequencerError(UnavailableError):
         self.sequencer = sequencer
 
 
+class NotCoordinatorError(UnavailableError):
+    """Ask `coordinator` about this group instead (empty when unknown). Nothing was changed."""
+
+    coordinator: str
+
+    def __init__(self, message: str, *, code: str = "not_coordinator", hint: str = "", coordinator: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.coordinator = coordinator
+
+
 class UnknownOutcomeError(StreamqError):
     """It may have happened and may not have. An idempotent producer that retries finds out (P-14)."""
 
@@ -80,6 +92,15 @@ class FencedError(StreamqError):
     """A newer producer of the same id has taken this one's place (P-35). Nothing was stored."""
 
     exit_code = 7
+
+
+class GroupLostError(StreamqError):
+    """This consumer is no member of its group any more. What it handled and could not commit comes again, at another member."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, code: str = "group_lost", hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
 
 
 class AlreadyExistsError(StreamqError):
@@ -123,6 +144,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "unknown_topic": NotFoundError,
     "unknown_partition": NotFoundError,
     "unknown_broker": NotFoundError,
+    "unknown_group": NotFoundError,
     # retriable
     "unavailable": UnavailableError,
     "timed_out": UnavailableError,
@@ -134,10 +156,13 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "not_ready": UnavailableError,
     "wrong_number": UnavailableError,
     "not_sequencer": NotSequencerError,
+    "not_coordinator": NotCoordinatorError,
     # it may have happened
     "unknown_outcome": UnknownOutcomeError,
     # others
     "fenced": FencedError,
+    "group_lost": GroupLostError,
+    "group_in_use": AlreadyExistsError,
     "topic_exists": AlreadyExistsError,
     "precondition_failed": AlreadyExistsError,
     "wrong_directory": AlreadyExistsError,
@@ -157,4 +182,6 @@ def error_of(code: str, message: str, *, hint: str = "", sequencer: str = "") ->
     kind = CODES.get(code, StreamqError)
     if kind is NotSequencerError:
         return NotSequencerError(message, code=code, hint=hint, sequencer=sequencer)
+    if kind is NotCoordinatorError:
+        return NotCoordinatorError(message, code=code, hint=hint, coordinator=sequencer)
     return kind(message, code=code, hint=hint)

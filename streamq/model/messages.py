@@ -10,8 +10,16 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from streamq.model.fields import U63, Id16, Identity, Key, Name, Port, Text, Value
+from streamq.model.groups import Entry, GroupRegister, HeldTopic, Subscription
 from streamq.model.ids import Ballot, Member
-from streamq.model.limits import OFFSET_MAX, PARTITIONS_PER_TOPIC_MAX, TABLE_PAGE_PRODUCERS_MAX
+from streamq.model.limits import (
+    GROUP_PARTITIONS_MAX,
+    GROUP_SESSION_MS_MAX,
+    GROUP_SESSION_MS_MIN,
+    OFFSET_MAX,
+    PARTITIONS_PER_TOPIC_MAX,
+    TABLE_PAGE_PRODUCERS_MAX,
+)
 from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
 from streamq.model.tables import ProducerSnapshot
@@ -53,7 +61,7 @@ class Failure(Message, frozen=True, tag=3):
     message: Text
     hint: Text = ""
     sequencer: Name = ""
-    """With code `not_sequencer`: the broker that is, as far as known."""
+    """With code `not_sequencer` or `not_coordinator`: the broker that is, as far as known."""
 
 
 class Heartbeat(Message, frozen=True, tag=4):
@@ -559,6 +567,101 @@ class Rejoin(Message, frozen=True, tag=91):
     register: BrokerRegister
 
 
+# --- clients: groups -------------------------------------------------------------------------------------------------------
+
+Entries = Annotated[tuple[Entry, ...], msgspec.Meta(max_length=GROUP_PARTITIONS_MAX)]
+
+
+class JoinGroup(Message, frozen=True, tag=100):
+    """To the group's coordinator, as all that a member asks; others answer `not_coordinator`. Answered by `GroupView`.
+
+    Makes the group if there is none. `token` is drawn for this joining and names the member from now on; asked again with the same one,
+    it joins once. `member` is empty, or the name of a static member, which takes the place of its former self.
+    """
+
+    group: Name
+    token: Id16
+    member: Name
+    topics: Subscription
+    session_ms: Annotated[int, msgspec.Meta(ge=GROUP_SESSION_MS_MIN, le=GROUP_SESSION_MS_MAX)]
+
+
+class GroupView(Message, frozen=True, tag=101):
+    """What the member has in this generation, whole."""
+
+    generation: U63
+    held: tuple[HeldTopic, ...]
+
+
+class Attend(Message, frozen=True, tag=102):
+    """I am alive, and know of this generation. Answered by `GroupView`, as soon as there is a newer one, at the latest after
+    `wait_ms`."""
+
+    group: Name
+    token: Id16
+    generation: U63
+    wait_ms: U63
+
+
+class CommitPositions(Message, frozen=True, tag=103):
+    """Answered by `Committed` when the positions are stored (on W of the voters, as any register)."""
+
+    group: Name
+    token: Id16
+    entries: Entries
+
+
+class Committed(Message, frozen=True, tag=104):
+    """`fenced`: those entries whose partition somebody else has got, without their position having been reached."""
+
+    fenced: Entries
+
+
+class LeaveGroup(Message, frozen=True, tag=105):
+    """With the last positions. Answered by `Ok`."""
+
+    group: Name
+    token: Id16
+    entries: Entries
+
+
+class ListGroups(Message, frozen=True, tag=106):
+    """Answered by `Groups`, from the registers (not a hint)."""
+
+
+class Groups(Message, frozen=True, tag=107):
+    names: tuple[Name, ...]
+
+
+class ReadGroup(Message, frozen=True, tag=108):
+    """Answered by `GroupRead`: the register by a quorum read, or `unknown_group`."""
+
+    group: Name
+
+
+class GroupRead(Message, frozen=True, tag=109):
+    register: GroupRegister
+
+
+class GroupPosition(NamedTuple):
+    topic: Name
+    partition: U63
+    position: U63
+
+
+class PlaceGroup(Message, frozen=True, tag=110):
+    """Sets positions of a group without members, and makes the group if there is none. Answered by `GroupRead`."""
+
+    group: Name
+    positions: Annotated[tuple[GroupPosition, ...], msgspec.Meta(max_length=GROUP_PARTITIONS_MAX)]
+
+
+class DeleteGroup(Message, frozen=True, tag=111):
+    """Answered by `Ok`. Only a group without members goes."""
+
+    group: Name
+
+
 AnyMessage = (
     Hello | Welcome | Failure | Heartbeat | Ok
     | Metadata | MetadataView | CreateTopic | TopicCreated | DeleteTopic | ListTopics | Topics
@@ -569,4 +672,6 @@ AnyMessage = (
     | ReadTable | Table
     | OpenProducer | ProducerOpened
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
+    | JoinGroup | GroupView | Attend | CommitPositions | Committed | LeaveGroup | ListGroups | Groups | ReadGroup | GroupRead
+    | PlaceGroup | DeleteGroup
 )  # fmt: skip

@@ -71,7 +71,7 @@ class Wild:
             EnumType: lambda kind: rng.choice(list(kind.cls)),
             UnionType: lambda kind: self._of(rng.choice(kind.types)),
             TupleType: lambda kind: tuple(self._of(each) for each in kind.item_types),
-            VarTupleType: lambda kind: tuple(self._items(kind.item_type)),
+            VarTupleType: lambda kind: tuple(self._items(kind.item_type, kind.min_length or 0)),
             ListType: lambda kind: self._items(kind.item_type),
             DictType: self._dict,
             NamedTupleType: lambda kind: kind.cls(*(self._of(field.type) for field in kind.fields)),
@@ -128,8 +128,8 @@ class Wild:
         content = content.ljust(low, b"\0")
         return content if high is None else content[:high]
 
-    def _items(self, kind: Type) -> list[object]:
-        return [self._of(kind) for _ in range(self.rng.randrange(self.length_max + 1))]
+    def _items(self, kind: Type, low: int = 0) -> list[object]:
+        return [self._of(kind) for _ in range(max(low, self.rng.randrange(self.length_max + 1)))]
 
     def _dict(self, kind: DictType) -> dict[object, object]:
         return {self._of(kind.key_type): self._of(kind.value_type) for _ in range(self.rng.randrange(self.length_max + 1))}

@@ -120,6 +120,7 @@ def test_restart_waits_until_all_serves_again(tmp_path: Path) -> None:
     assert all(0 < seconds < 30 for seconds in times)
 
 
+@pytest.mark.long
 def test_a_soak_sees_no_takeover_that_nobody_caused_and_partitions_cost_little(tmp_path: Path) -> None:
     rows = own_bench(tmp_path, "soak", "--minutes", "0.03", "--rate", "2000")
     summary = rows[-1]

@@ -372,6 +372,7 @@ def test_a_port_in_use_and_a_foreign_directory_are_told(cluster: LocalCluster, t
     assert b"did you mean 'port'?" in cluster.run("broker", "run", "--config", str(config), expect=2).stderr
 
 
+@pytest.mark.long
 def test_rejoin_ends_when_a_topic_lost_its_only_copy() -> None:
     with local_cluster(3) as running:
         running.run("topic", "create", "single", "--partitions", "3", "--replicas", "1")

@@ -103,6 +103,7 @@ def test_a_topic_with_retention_stays_bounded_through_restarts_and_a_broker_made
         until_bounded(cluster)
 
 
+@pytest.mark.long
 def test_a_slow_topic_forgets_by_time_what_no_full_file_holds() -> None:
     """The file that is still written is closed early, and an idle partition is emptied."""
     with local_cluster(**SETTINGS) as cluster:

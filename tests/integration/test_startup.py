@@ -115,6 +115,7 @@ def small_file_system(directory: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(directory)], check=False)
 
 
+@pytest.mark.long
 def test_a_full_disk_refuses_new_batches_and_loses_nothing(tmp_path: Path) -> None:
     with (
         local_cluster(reserve_bytes=24 << 20, log_file_bytes=4 << 20, flush_bytes=4 << 20, cache_bytes=8 << 20) as cluster,

@@ -5,7 +5,7 @@ and showed stands in tests/README.md, made by `python -m tests.sim mutants`.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple
 from unittest import mock
@@ -14,6 +14,7 @@ import google_crc32c
 import msgspec
 
 from streamq.broker import topics
+from streamq.groups import changes
 from streamq.log import sequencer
 from streamq.log.digest import Digest, SealAnswer
 from streamq.log.effects import Effect, Persist
@@ -29,12 +30,15 @@ from streamq.log.takeover_effects import OpenEpoch, TakeoverEffect
 from streamq.log.tip import TipEffect, TipRead
 from streamq.metadata.acceptor import Acceptor, Answer, Cell
 from streamq.model.batches import Batch
+from streamq.model.groups import Entry, GroupRegister
 from streamq.model.messages import Failure, Message, TipAnswer
 from streamq.model.registers import PartitionRegister, TopicRegister
 from streamq.storage import journal_recovery, log_reader
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import Group, JournalPosition, Row
+from streamq_consumer.membership import Hold, Membership
+from streamq_consumer.reading import GroupReading
 from tests.sim.report import Report
 from tests.sim.tiers import run_safely
 
@@ -417,6 +421,66 @@ def a_topic_made_again_keeps_its_ids(patch: Patch) -> None:
     patch(topics, "create_partition", create_partition)
 
 
+# --- groups
+
+
+def positions_move_back(patch: Patch) -> None:
+    plain = changes._committed
+
+    def committed(register: GroupRegister, number: int, entries: Sequence[Entry]) -> GroupRegister:
+        after = plain(register, number, entries)
+        said = {(e.topic, e.partition): e for e in entries if e.position is not None}
+        topics = []
+        for topic in after.topics:
+            partitions = list(topic.partitions)
+            for index, before in enumerate(register.topic(topic.name).partitions):  # type: ignore[union-attr]
+                entry = said.get((topic.name, index))
+                if entry is not None and before.holder == number and before.since == entry.since:
+                    partitions[index] = msgspec.structs.replace(partitions[index], position=max(0, (entry.position or 0) - 1))
+            topics.append(msgspec.structs.replace(topic, partitions=tuple(partitions)))
+        return msgspec.structs.replace(after, topics=tuple(topics))
+
+    patch(changes, "_committed", committed)
+
+
+def partitions_are_taken_from_who_has_them(patch: Patch) -> None:
+    """A rebalance that does not wait for anybody."""
+    plain = changes._settled
+
+    def settled(before: GroupRegister, after: GroupRegister) -> GroupRegister:
+        told = plain(before, after)
+        topics = tuple(
+            msgspec.structs.replace(
+                topic,
+                partitions=tuple(
+                    p if p.holder == p.target else msgspec.structs.replace(p, holder=p.target, since=told.generation)
+                    for p in topic.partitions
+                ),
+            )
+            for topic in told.topics
+        )
+        return msgspec.structs.replace(told, topics=topics)
+
+    patch(changes, "_settled", settled)
+
+
+def a_silent_member_goes_on(patch: Patch) -> None:
+    patch(Membership, "stops_at", property(lambda self: float("inf")))
+
+
+def what_is_in_hand_counts_as_handled(patch: Patch) -> None:
+    patch(GroupReading, "in_hand", lambda self, place: None)
+
+
+def a_member_begins_where_it_likes(patch: Patch) -> None:
+    plain = Hold.__init__
+
+    def init(self: Hold, since: int, position: int | None) -> None:
+        plain(self, since, None if position is None else position + 1)
+
+    patch(Hold, "__init__", init)
+
+
 MUTANTS: Final = (
     Mutant("P-3", "answers before it is durable", answers_before_it_is_durable, 200, 0),
     Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 0),
@@ -445,5 +509,10 @@ MUTANTS: Final = (
     Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
     Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 0),
     Mutant("P-41", "nobody asks for a table", nobody_asks_for_a_table, 200, 0),
+    Mutant("groups", "positions move back", positions_move_back, 10, 0, "groups"),
+    Mutant("groups", "partitions are taken from who has them", partitions_are_taken_from_who_has_them, 10, 0, "groups"),
+    Mutant("groups", "a silent member goes on", a_silent_member_goes_on, 20, 0, "groups"),
+    Mutant("groups", "what is in hand counts as handled", what_is_in_hand_counts_as_handled, 10, 0, "groups"),
+    Mutant("groups", "a member begins where it likes", a_member_begins_where_it_likes, 10, 0, "groups"),
     Mutant("P-41", "damage below the start hides what is above", damage_below_the_start_hides_what_is_above, 400, 339, "storage"),
 )

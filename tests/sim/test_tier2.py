@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,15 @@ from tests.sim.tier2.schedule import FAULTS_MIN, Fault
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TRACED = [3, 28]
-SAMPLE = (7, 8, 28, 40, 47, 57, 58, 70, 101, 122)
-"""Between them they meet everything that has to happen, all of it at least twice: a change moves what seeds mean."""
+TRACED = [3, 7]
+SAMPLE = (57, 58, 70, 101, 122)
+"""Between them they meet everything that has to happen; a change moves what seeds mean."""
 TRACE = "import sys; from tests.sim.tier2.run import Run; print(Run(int(sys.argv[1])).trace())"
+
+
+@cache
+def traced_here(seed: int) -> str:
+    return Run(seed).trace()
 
 
 def traced_elsewhere(seed: int, *, hash_seed: str) -> str:
@@ -32,13 +38,13 @@ def traced_elsewhere(seed: int, *, hash_seed: str) -> str:
 @pytest.mark.parametrize("seed", TRACED)
 def test_the_same_seed_is_the_same_run(seed: int) -> None:
     """Every step of every task at its time, and everything clients saw: here, here again, and in another process with another hash seed."""
-    here = Run(seed).trace()
+    here = traced_here(seed)
     assert Run(seed).trace() == here
     assert traced_elsewhere(seed, hash_seed="7") == here
 
 
 def test_another_seed_is_another_run() -> None:
-    assert Run(TRACED[0]).trace() != Run(TRACED[1]).trace()
+    assert traced_here(TRACED[0]) != traced_here(TRACED[1])
 
 
 def test_a_sample_of_seeds_holds() -> None:

@@ -69,6 +69,10 @@ class Process(Stoppable):
         self.storage: DiskStorage | None = None
 
 
+WATCHED: Final = (ACCEPTOR_PREFIX + "partition/", ACCEPTOR_PREFIX + "group/")
+"""Registers whose every vote an observer sees."""
+
+
 class Broker:
     """One machine. `process` is None while nothing runs there; `disk` outlives it."""
 
@@ -215,7 +219,7 @@ class Broker:
         ) -> None:
             votes: list[tuple[str, Ballot, bytes]] = []
             for key, value in states:
-                if value is not None and key.startswith(ACCEPTOR_PREFIX + "partition/"):
+                if value is not None and key.startswith(WATCHED):
                     cell = decode_value(Cell, value)
                     if cell.accepted is not None and cell.value is not None:
                         votes.append((key.removeprefix(ACCEPTOR_PREFIX), cell.accepted, cell.value))

@@ -1,0 +1,153 @@
+"""Group registers, example by example: who is fenced, and how."""
+
+import pytest
+
+from streamq.groups.changes import Joining, TopicSeen, apply_steps, commit, coordinate, delete, expire, join, leave, place, refresh
+from streamq.model.errors import GroupLostError, NotCoordinatorError, StreamqError
+from streamq.model.groups import Entry, GroupRegister, held_by
+
+SEEN = [TopicSeen("t", b"t1", 4)]
+A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
+FRESH = b"g" * 16
+
+
+def begun(*tokens: bytes) -> GroupRegister:
+    register = coordinate("g", by="b1", fresh_id=FRESH)(None)
+    for token in tokens:
+        register, _ = join(Joining(token, "", ("t",), 1000), SEEN)(register)
+    return register
+
+
+def places(register: GroupRegister, token: bytes, *, leaving: bool = False) -> set[int]:
+    member = register.member(token)
+    assert member is not None
+    return {h.partition for topic in held_by(register, member.number) for h in topic.partitions if h.is_leaving == leaving}
+
+
+def since(register: GroupRegister, index: int) -> int:
+    partition = register.partition("t", index)
+    assert partition is not None
+    return partition.since
+
+
+def position(register: GroupRegister, index: int) -> int | None:
+    partition = register.partition("t", index)
+    assert partition is not None
+    return partition.position
+
+
+def test_the_first_member_has_everything_at_once() -> None:
+    assert places(begun(A), A) == {0, 1, 2, 3}
+
+
+def test_a_second_member_waits_for_what_the_first_lets_go_of() -> None:
+    register = begun(A, B)
+    assert len(places(register, A)) == len(places(register, A, leaving=True)) == 2
+    assert places(register, B) == set()
+    gone = min(places(register, A, leaving=True))
+    register, fenced = commit(A, [Entry("t", gone, since(register, gone), 17, True)])(register)
+    assert fenced == ()
+    assert places(register, B) == {gone}
+    assert position(register, gone) == 17
+
+
+def test_who_was_thought_dead_commits_to_nothing() -> None:
+    """Pitfall of every group protocol: the zombie that handles on, and then commits over the new owner's position."""
+    register = begun(A, B)
+    for index in places(register, A, leaving=True):
+        register, _ = commit(A, [Entry("t", index, since(register, index), None, True)])(register)
+    mine = min(places(register, A))
+    got = since(register, mine)
+    register, _ = expire({A})(register)
+    assert mine in places(register, B)
+    with pytest.raises(GroupLostError):
+        commit(A, [Entry("t", mine, got, 99)])(register)
+    register, fenced = commit(B, [Entry("t", mine, got, 99)])(register)
+    assert [entry.position for entry in fenced] == [99], "a generation in which another had it counts for nobody"
+    assert position(register, mine) is None
+
+
+def test_a_static_member_takes_its_own_place() -> None:
+    register = begun(B)
+    register, _ = join(Joining(A, "s", ("t",), 1000), SEEN)(register)
+    for index in places(register, B, leaving=True):
+        register, _ = commit(B, [Entry("t", index, since(register, index), None, True)])(register)
+    had = places(register, A)
+    register, _ = join(Joining(C, "s", ("t",), 1000), SEEN)(register)
+    assert places(register, C) == had
+    assert not places(register, B, leaving=True)
+    with pytest.raises(GroupLostError):
+        commit(A, [])(register)
+
+
+def test_leaving_gives_all_away_at_once_with_the_last_positions() -> None:
+    register = begun(A, B)
+    register, _ = leave(A, [Entry("t", i, since(register, i), 5) for i in places(register, A)])(register)
+    assert places(register, B) == {0, 1, 2, 3}
+    assert sorted(position(register, i) or 0 for i in range(4)) == [0, 0, 5, 5]
+
+
+def test_a_release_whose_answer_was_lost_is_found_applied() -> None:
+    register = begun(A, B)
+    gone = min(places(register, A, leaving=True))
+    entry = Entry("t", gone, since(register, gone), 17, True)
+    once, _ = commit(A, [entry])(register)
+    moved_on, _ = commit(B, [Entry("t", gone, since(once, gone), 30)])(once)
+    again, fenced = commit(A, [entry])(moved_on)
+    assert (again, fenced) == (moved_on, ())
+
+
+def test_positions_do_not_go_back_but_by_placing() -> None:
+    register = begun(A)
+    register, _ = commit(A, [Entry("t", 0, since(register, 0), 9)])(register)
+    register, _ = commit(A, [Entry("t", 0, since(register, 0), 3)])(register)
+    assert position(register, 0) == 9
+    with pytest.raises(StreamqError) as refused:
+        place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH)(register)
+    assert refused.value.code == "group_in_use"
+    register, _ = leave(A, [])(register)
+    assert position(place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH)(register), 0) == 3
+
+
+def test_positions_outlive_all_members_and_a_topic_made_anew_has_none() -> None:
+    register = begun(A)
+    register, _ = commit(A, [Entry("t", 0, since(register, 0), 9)])(register)
+    register, _ = leave(A, [])(register)
+    register, _ = join(Joining(B, "", ("t",), 1000), SEEN)(register)
+    assert position(register, 0) == 9
+    register, _ = refresh([TopicSeen("t", b"t2", 4)])(register)
+    assert position(register, 0) is None
+    assert places(register, B) == {0, 1, 2, 3}
+
+
+def test_another_coordinators_steps_are_refused() -> None:
+    register = begun(A)
+    outcomes: list[object] = []
+    with pytest.raises(NotCoordinatorError) as refused:
+        apply_steps("g", [expire({A})], outcomes, by="b2", group_id=FRESH)(register)
+    assert refused.value.coordinator == "b1"
+
+
+def test_steps_together_are_steps_one_by_one_and_one_refusal_stops_no_other() -> None:
+    register = begun(A)
+    outcomes: list[object] = []
+    entry = Entry("t", 0, since(register, 0), 9)
+    changed = apply_steps("g", [commit(B, []), commit(A, [entry])], outcomes, by="b1", group_id=FRESH)(register)
+    assert position(changed, 0) == 9
+    assert isinstance(outcomes[0], GroupLostError)
+    assert outcomes[1] == ()
+
+
+def test_a_group_with_members_is_not_removed_and_a_removed_one_begins_anew() -> None:
+    register = begun(A)
+    with pytest.raises(StreamqError) as refused:
+        delete("g", group_id=FRESH)(register)
+    assert refused.value.code == "group_in_use"
+    register, _ = leave(A, [])(register)
+    tombstone = delete("g", group_id=FRESH)(register)
+    assert tombstone.deleted
+    assert delete("g", group_id=FRESH)(tombstone) == tombstone
+    with pytest.raises(StreamqError) as unknown:
+        coordinate("g", by="b1", fresh_id=None)(tombstone)
+    assert unknown.value.code == "unknown_group"
+    assert coordinate("g", by="b1", fresh_id=b"h" * 16)(tombstone).topics == ()
