@@ -12,7 +12,8 @@ __all__ = ["LAST_RECORDS_MAX", "in_time_order", "read_last"]
 LAST_RECORDS_MAX: Final = 1_000_000
 """Records that are held to be put in order."""
 FETCH_RECORDS: Final = 20_000
-FETCH_S: Final = 1.0
+FETCH_S: Final = 0.1
+"""What lies before an end may be a control batch, of which nothing is handed out."""
 
 
 class _Consumer(Protocol):

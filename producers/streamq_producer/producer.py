@@ -1,7 +1,6 @@
 """The producer that applications use. See `Producer`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import lt
 from types import TracebackType
 from typing import Final, Literal, Self, TypedDict, TypeVar, Unpack
 
@@ -15,7 +14,7 @@ from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.model.errors import RefusedError, UnavailableError
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.limits import OFFSET_MAX, RECORD_BYTES_MAX
+from streamq.model.limits import RECORD_BYTES_MAX
 from streamq.model.messages import ProducerOpened, TopicView
 from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
 from streamq_producer.dispatch import Dispatcher
@@ -32,6 +31,8 @@ __all__ = ["Producer", "ProducerOptions"]
 
 FAILED_CLOSE_S: Final = 2.0
 """How long an exception that leaves the block is held up, at most, for what is under way."""
+
+NAMELESS: Final = "only a named producer has positions: Producer(bootstrap, name=...)"
 
 
 T = TypeVar("T")
@@ -237,7 +238,9 @@ class Producer:
             for lane in known.named_lanes(keys, partition):
                 await self._open_lane(lane)
         if positions is not None:
-            self._check_positions(known, values, keys, partition, positions)
+            refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+            refuse_unless(len(positions) == len(values), f"{len(positions)} positions for {len(values)} values", code="bad_request")
+            known.check_positions(positions, keys, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         extra = headers_bytes + RECORD_OVERHEAD_BYTES
         if keys is None:
@@ -285,7 +288,7 @@ class Producer:
         Of the records that go there, those at or below it are stored, and those above are not, unless this very producer has sent them.
         Raises as `enqueue`, and RefusedError for a producer without a name.
         """
-        refuse_unless(self.name is not None, "only a named producer has positions", code="bad_request")
+        refuse_unless(self.name is not None, NAMELESS, code="bad_request")
         lane = (self._topics.get(topic) or await self._open_topic(topic)).lane_of(None, partition)
         await self._open_lane(lane)
         return lane.session.mark
@@ -305,16 +308,6 @@ class Producer:
         failure = lane.opened.error or lane.session.failure
         if failure is not None:
             raise failure.with_traceback(None)
-
-    def _check_positions(
-        self, known: Topic, values: list[bytes], keys: Sequence[bytes | None] | None, partition: int | None, positions: Sequence[int]
-    ) -> None:
-        refuse_unless(self.name is not None, "only a named producer's records have positions", code="bad_request")
-        refuse_unless(len(positions) == len(values), f"{len(positions)} positions for {len(values)} values", code="bad_request")
-        refuse_unless(all(map(lt, positions, positions[1:])), "positions rise", code="bad_request")
-        for lane in known.named_lanes(keys, partition):
-            lane.check_position(positions[0])
-        refuse_unless(positions[-1] <= OFFSET_MAX, f"a position is at most {OFFSET_MAX}", code="bad_request")
 
     async def _enqueue_runs(
         self,
@@ -378,7 +371,7 @@ class Producer:
         lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         if position is not None:
-            refuse_unless(self.name is not None, "only a named producer's records have positions", code="bad_request")
+            refuse_unless(self.name is not None, NAMELESS, code="bad_request")
             lane.check_position(position)
         delta = self._make_room(lane, size, at)
         delivery = Delivery(lane.outcome, len(lane.rows))
@@ -436,25 +429,15 @@ class Producer:
         return Topic(view.name, lanes, first=self._host.below(len(lanes)))
 
     def _make_session(self, replicas: Sequence[str], sequencer: str) -> PartitionSession:
-        if self.name is not None:
-            return self._make_named_session(replicas, sequencer, self.name)
+        fresh = self._host.token() if self.settings.idempotent else NO_PRODUCER
         return PartitionSession(
             replicas=replicas,
             sequencer=sequencer,
             in_flight=self.settings.in_flight,
             tickets=self._dispatcher.tickets,
-            producer=self._host.token() if self.settings.idempotent else NO_PRODUCER,
-        )
-
-    def _make_named_session(self, replicas: Sequence[str], sequencer: str, name: str) -> PartitionSession:
-        return PartitionSession(
-            replicas=replicas,
-            sequencer=sequencer,
-            in_flight=self.settings.in_flight,
-            tickets=self._dispatcher.tickets,
-            producer=self._identity.producer,
+            producer=fresh if self.name is None else self._identity.producer,
             producer_epoch=self._identity.epoch,
-            name=name,
+            name=self.name or "",
         )
 
     def _forget_topic(self, name: str) -> None:

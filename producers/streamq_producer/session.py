@@ -358,7 +358,10 @@ class PartitionSession:
         """P-35: something before it is missing there. An older batch that is under way explains it; else the chain is broken."""
         if self._sent[0] is entry:
             entry.gaps += 1
-            self._chain_broken = self._chain_broken or entry.gaps >= GAPS_MAX
+            if entry.gaps >= GAPS_MAX and self._name:  # a higher epoch is not for this producer to take
+                self.failure = self.failure or _failure_of(None, self._reason)
+            elif entry.gaps >= GAPS_MAX:
+                self._chain_broken = True
             self._become_pausing(now)
         elif self.route is Route.SENDING:
             self.route = Route.PROBING
@@ -427,11 +430,11 @@ def _fenced(name: str) -> FencedError:
     )
 
 
-def _failure_of(reason: StreamqError | None, error: StreamqError) -> StreamqError:
+def _failure_of(reason: StreamqError | None, error: StreamqError | None) -> StreamqError:
     if isinstance(reason, FencedError):
         return reason
     hint = "open the producer again, and go on behind its position in this partition"
-    return UnavailableError(f"nothing is sent behind a batch that failed: {error.message}", code="unavailable", hint=hint)
+    return UnavailableError(f"nothing is sent behind a batch that failed: {error.message if error else ''}", code="unavailable", hint=hint)
 
 
 def _unknown(reason: StreamqError) -> StreamqError:

@@ -146,6 +146,9 @@ class Producer:
     def position(self, topic: str, partition: int) -> int:
         return self._open.call(self._producer.position, topic, partition)
 
+    def partitions(self, topic: str) -> int:
+        return self._open.call(self._producer.partitions, topic)
+
     def flush(self) -> None:
         self._open.call(self._producer.flush)
 

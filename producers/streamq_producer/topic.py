@@ -1,6 +1,7 @@
 """A topic as the producer fills it: one lane a partition, and which of them the next record goes to."""
 
 from collections.abc import Sequence
+from operator import lt
 from typing import Final
 
 from streamq.client.settings import refuse_unless
@@ -45,6 +46,13 @@ class Topic:
         if partition is not None or keys is None:
             return [self.named_lane(None, partition)]
         return list(dict.fromkeys(self.named_lane(key, None) for key in dict.fromkeys(keys)))
+
+    def check_positions(self, positions: Sequence[int], keys: Sequence[bytes | None] | None, partition: int | None) -> None:
+        """Raises RefusedError unless they rise, from above what was given or is stored wherever a record goes."""
+        refuse_unless(all(map(lt, positions, positions[1:])), "positions rise", code="bad_request")
+        for lane in self.named_lanes(keys, partition):
+            lane.check_position(positions[0])
+            lane.check_position(positions[-1])
 
     def next_lane(self) -> Lane:
         if self.current.rows:

@@ -29,6 +29,8 @@ FETCH_RECORDS_FIRST: Final = 200
 FETCH_BYTES: Final = 16 << 20
 """So many records are fetched at a time as have about so many bytes, going by those before them."""
 FETCH_TIMEOUT_S: Final = 1.0
+LAST_TIMEOUT_S: Final = 0.1
+"""When there is an end: what lies before it may be a control batch, of which nothing is handed out."""
 PATIENCE_S: Final = 30.0
 """Without -f: how long nothing at all can be read before that is an error."""
 
@@ -189,7 +191,7 @@ class Tail:
 
     async def _fetch(self, consumer: Consumer) -> list[Record]:
         """As many as fit into memory, whatever their size."""
-        records = await consumer.fetch(self._fetches, timeout=FETCH_TIMEOUT_S)
+        records = await consumer.fetch(self._fetches, timeout=FETCH_TIMEOUT_S if self.wanted.follows else LAST_TIMEOUT_S)
         if records:
             size = sum([len(record.value or b"") + len(record.key or b"") for record in records])
             self._fetches = max(1, min(FETCH_RECORDS, 4 * self._fetches, FETCH_BYTES * len(records) // (size + 1)))

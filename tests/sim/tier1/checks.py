@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.tier1.sequencing import Sequencing
     from tests.sim.tier1.world import World
 
-__all__ = ["Checks", "Ledger", "Violation", "batch_id"]
+__all__ = ["Checks", "Ledger", "Violation", "batch_id", "mark_of"]
 
 
 class Violation(AssertionError):
@@ -35,7 +35,8 @@ class Ledger:
     """What is known for certain of one partition: once in here, never different.
 
     `seen`: base -> (end, batch) that somebody concluded to be committed. `assigned`: (epoch, base) -> (end, batch). `told`: the largest
-    high watermark told for each epoch. `ends`: of closed epochs. `committed`: all below it was concluded to be committed by somebody.
+    high watermark told for each epoch. `ends`: of closed epochs. `openings`: of named producers, with offset and mark.
+    `committed`: all below it was concluded to be committed by somebody.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class Ledger:
         self.assigned: dict[tuple[int, int], tuple[int, BatchId]] = {}
         self.told: dict[int, int] = {}
         self.ends: dict[int, int] = {}
+        self.openings: dict[BatchId, tuple[int, int]] = {}
         self.committed = 0
         self.start_offset = 0
 
@@ -100,6 +102,14 @@ class Checks:
         run = (disk.raw_runs if is_synced else disk.runs).get(partition, {}).get(epoch)
         state = disk.raw_states.get(("replica", partition))
         return max(run[-1].end if run else 0, state.start_offset if state is not None else 0)
+
+    def on_opened(self, index: int, opening: BatchId, base: int, mark: int) -> None:
+        """A named producer was told how far its earlier selves came (P-33): nothing that was acked to them is above."""
+        ledger = self.ledgers[index]
+        ledger.openings[opening] = (base, mark)
+        acked = max((mark_of(b.epoch, b.sequence) for b in ledger.acked if _is_earlier(b, opening)), default=0)
+        if mark < acked:
+            raise Violation(f"P-33: {named(opening)} was told the mark {mark}, and {acked} had been acked")
 
     # --- what somebody concludes
 
@@ -199,11 +209,27 @@ class Checks:
             if (header.sequence != expected and not is_first_kept) or (last is not None and header.producer_epoch < last[0]):
                 raise Violation(f"I-3: {named(name)} lies at {header.base}, where sequence {expected} should follow {last}")
             lasts[header.producer] = (header.producer_epoch, header.sequence)
+        for opening, (base, mark) in ledger.openings.items():
+            stored = {at: batch for at, (_, batch) in (ledger.seen | found).items() if _is_earlier(batch, opening)}
+            last_mark = max((mark_of(batch.epoch, batch.sequence) for batch in stored.values()), default=0)
+            if mark < last_mark or (mark > last_mark and not ledger.start_offset):
+                raise Violation(f"P-33: {named(opening)} was told the mark {mark}, and the earlier ones had come to {last_mark}")
+            if max(stored, default=-1) > base:
+                raise Violation(f"P-33: {named(opening)} lies at {base}, and something of an earlier one behind it, at {max(stored)}")
         for base, place in ledger.seen.items():
             if place[0] > ledger.start_offset and found.get(base) != place:
                 raise Violation(f"I-1: {named(place[1])} was seen at offset {base}, where in the end there is {found.get(base)}")
         if ledger.committed > max(at, ledger.start_offset):
             raise Violation(f"I-1: everything below {ledger.committed} was committed, and the log ends at {at}")
+
+
+def mark_of(epoch: int, sequence: int) -> int:
+    """Rises over all epochs of a name, and is never that of an opening."""
+    return epoch * 100_000 + sequence + 1
+
+
+def _is_earlier(batch: BatchId, opening: BatchId) -> bool:
+    return batch.producer == opening.producer and batch.epoch < opening.epoch
 
 
 def named(batch: BatchId) -> str:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streamq.model.batches import Batch, BatchHeader
+from streamq.model.batches import FLAG_CONTROL, Batch, BatchHeader
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.messages import Failure, Message, Produce, Produced, ReadTip, Records, Subscribe, TipRead
+from streamq.model.messages import Ack, Failure, Message, Produce, Produced, ReadTip, Records, Subscribe, TipRead
 from tests.sim.tier1 import events
-from tests.sim.tier1.checks import Violation, batch_id, named
+from tests.sim.tier1.checks import Violation, batch_id, mark_of, named
 from tests.sim.tier1.endpoint import Endpoint, Steps
 from tests.sim.tier1.events import BatchId
 from tests.sim.tier1.network import Connection
@@ -72,7 +72,9 @@ class _Pending:
 
 class Producer(Client):
     """Sends its batches in order, several at a time. An idempotent one sends again what was not acked, in order, until it is; one without
-    idempotence sends a batch again only when it was certainly not stored."""
+    idempotence sends a batch again only when it was certainly not stored. One of a later epoch is a named producer that was opened
+    again: it begins with an opening, and sends nothing behind it before it is acked.
+    """
 
     def __init__(self, world: "World", plan: ProducerPlan) -> None:
         super().__init__(world, f"{plan.name}.{plan.epoch}" if plan.epoch else plan.name)
@@ -84,6 +86,7 @@ class Producer(Client):
         self.pending: dict[int, _Pending] = {}
         """By sequence: sent and not acked. Ordered."""
         self.is_fenced = False
+        self.is_opened = not (plan.epoch and plan.is_idempotent)
         self.unknown = 0
         self.refused: set[BatchId] = set()
         """Without idempotence: told to be certainly not stored, by the only broker that ever got it."""
@@ -131,13 +134,18 @@ class Producer(Client):
         if not plan.is_idempotent:
             self.world.marks += 1
             mark = self.world.marks
-        self._queue.append(BatchHeader(self.partition, records, 0, 0, mark, self.identity, plan.epoch, count, 0, 0, 0, 0, 0))
+        header = BatchHeader(self.partition, records, 0, 0, mark, self.identity, plan.epoch, count, 0, 0, 0, 0, 0)
+        if plan.is_idempotent and plan.epoch and not count:
+            header = msgspec.structs.replace(header, records=1, flags=FLAG_CONTROL)
+        elif plan.is_idempotent:
+            header = msgspec.structs.replace(header, mark=mark_of(plan.epoch, count))
+        self._queue.append(header)
 
     def _send_more(self) -> None:
         if self._is_waiting or self.is_fenced:
             return
         fresh: list[int] = []
-        while self._queue and len(self.pending) < self.plan.window:
+        while self._queue and len(self.pending) < (self.plan.window if self.is_opened else 1):
             header = self._queue.pop(0)
             self.pending[header.sequence] = _Pending(header, self.ledger.committed)
             fresh.append(header.sequence)
@@ -176,7 +184,7 @@ class Producer(Client):
             pending = self.pending.pop(sequence, None) if sequence is not None else None
             if pending is not None:
                 self._pause = PAUSE_FIRST_S
-                self._on_ack(pending, ack.base)
+                self._on_ack(pending, ack)
         is_refused = False
         for nack in message.nacks:
             sequence = self._tickets.get(nack.ticket)
@@ -187,8 +195,13 @@ class Producer(Client):
         else:
             self._send_more()
 
-    def _on_ack(self, pending: _Pending, base: int) -> None:
+    def _on_ack(self, pending: _Pending, ack: Ack) -> None:
         """I-3: what was acked, or known to be committed, before the batch was sent for the first time lies below it."""
+        base = ack.base
+        if pending.header.is_control:
+            self.is_opened = True
+            self.world.checks.on_opened(self.plan.partition, batch_id(pending.header), base, ack.mark)
+            self.world.counters["openings"] += 1
         if 0 <= base < pending.floor:
             raise Violation(
                 f"I-3: {named(batch_id(pending.header))} was sent when all below {pending.floor} was committed; it is at {base}"

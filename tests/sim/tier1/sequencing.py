@@ -118,7 +118,7 @@ class Sequencing:
         if result.base is not None:
             self._acked(result.base, header, is_repeat=True)
         base = -1 if result.base is None else result.base
-        session.ack(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), True))
+        session.ack(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), True, result.mark))
 
     def _acked(self, base: int, header: BatchHeader, *, is_repeat: bool) -> None:
         batch, end = batch_id(header), base + header.records
@@ -219,7 +219,9 @@ class Sequencing:
             assert isinstance(ticket, Ticket)
             self._acked(acked.base, ticket.header, is_repeat=False)
             self.world.counters["acks"] += 1
-            ticket.session.ack(Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), True))
+            ticket.session.ack(
+                Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), True, acked.mark)
+            )
         if progress.advanced:
             run = StoreRun(self.partition.id, self.epoch, self.core.high_watermark, 0)
             self.partition.carry_out(self.partition.replica.on_store(run, (), self._own_report))

@@ -77,6 +77,7 @@ def replaced(**fields: object) -> ProducerSnapshot:
     [
         page(replaced(producer=bytes(16))),
         page(replaced(last_sequence=2)),
+        page(replaced(mark=1)),
         page(replaced(append_time=1_499)),
         page(replaced(append_time=2_001)),
         page(producer(), producer()),

@@ -4,22 +4,24 @@ from itertools import count
 
 import pytest
 
-from streamq.model.errors import NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import FencedError, NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.messages import Ack, Nack
 from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open, Transmit
-from streamq_producer.session import REACH_S, PartitionSession, Route
+from streamq_producer.session import GAPS_MAX, REACH_S, PartitionSession, Route
 
 LOST = UnavailableError("connection lost", code="unavailable")
 
 
-def make_session(*, sequencer: str = "b1", in_flight: int = 4, is_idempotent: bool = True) -> PartitionSession:
+def make_session(*, sequencer: str = "b1", in_flight: int = 4, is_idempotent: bool = True, name: str = "") -> PartitionSession:
     return PartitionSession(
         replicas=("b1", "b2", "b3"),
         sequencer=sequencer,
         in_flight=in_flight,
         tickets=count(1),
         producer=b"P" * 16 if is_idempotent else NO_PRODUCER,
+        producer_epoch=7 if name else 0,
+        name=name,
     )
 
 
@@ -118,6 +120,45 @@ def test_after_a_refusal_what_follows_goes_on_in_order_under_a_higher_producer_e
     assert transmitted(effects) == [2, 3]
     assert session.producer_epoch == 1
     assert [batches[2].sequence, batches[3].sequence] == [0, 1]
+
+
+def test_behind_a_failed_batch_a_named_producer_sends_nothing_more() -> None:
+    """Its answers are awaited, and its epoch stays: the one above is another instance's."""
+    session = make_session(in_flight=3, name="n")
+    tickets = sending(session, batches := entries(3))
+    waiting, late = Entry(3, records=1, deadline=30.0), Entry(4, records=1, deadline=30.0)
+    session.add(waiting, 0.0)
+    effects = session.on_nack(Nack(tickets[0], "bad_batch", "bad", ""), 0.0)
+    assert failed(effects) == {0: RefusedError, 3: UnavailableError}
+    assert failed(session.on_nack(Nack(tickets[1], "sequence_gap", "gap", ""), 0.0)) == {1: UnavailableError}
+    assert failed(session.on_lost("b1", LOST, 0.0)) == {2: UnknownOutcomeError}
+    assert failed(session.add(late, 0.0)) == {4: UnavailableError}
+    assert session.is_idle
+    assert session.producer_epoch == 7
+    assert not batches[2].tickets
+
+
+def test_a_named_producer_that_another_followed_is_told_so_at_once() -> None:
+    session = make_session(name="n")
+    tickets = sending(session, entries(2))
+    effects = session.on_nack(Nack(tickets[0], "fenced", "epoch 7 was followed by 8", ""), 0.0)
+    effects += session.on_nack(Nack(tickets[1], "fenced", "epoch 7 was followed by 8", ""), 0.0)
+    effects += session.add(Entry(2, records=1, deadline=30.0), 0.0)
+    assert failed(effects) == {0: FencedError, 1: FencedError, 2: FencedError}
+    assert {effect.error.message for effect in effects if isinstance(effect, Failed)} == {"another producer named 'n' was opened"}
+
+
+def test_a_gap_that_is_real_ends_a_named_producer() -> None:
+    session = make_session(name="n")
+    sending(session, [entry := Entry(0, records=1, deadline=30.0)])
+    effects: list[Effect] = []
+    for now in range(GAPS_MAX):
+        effects += session.on_nack(Nack(entry.tickets[-1], "sequence_gap", "gap", ""), float(now))
+        if not session.is_idle:
+            session.on_time(session.next_deadline)
+            session.on_opened(session.target, float(now))
+    assert failed(effects) == {0: UnavailableError}
+    assert session.producer_epoch == 7
 
 
 def test_what_is_in_doubt_when_the_chain_breaks_is_unknown() -> None:
