@@ -21,6 +21,7 @@ from streamq.model.errors import NotFoundError, StreamqError, UnavailableError, 
 from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, MiB
 from streamq.model.messages import MetadataView, Produce, Produced
 from streamq.wire.framing import Frame
+from streamq.wire.records import Row
 from streamq_producer.delivery import BatchOutcome
 from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open, Transmit
 from streamq_producer.lane import Lane, SealedBatch
@@ -108,13 +109,24 @@ class Dispatcher:
 
     def open_named(self, lane: Lane, timestamp: int) -> None:
         """Sends the opening of a named producer; `lane.opened` tells what becomes of it."""
+        self._add(lane, lane.opening(timestamp, anyio.current_time()))
+
+    def append(self, lane: Lane, rows: list[Row], raw_bytes: int, expected_offset: int, timestamp: int) -> BatchOutcome:
+        """Sends these as one batch for this very offset, behind what the lane has taken before."""
+        if lane.rows:
+            self._close_batch(lane)
+        self.buffered_bytes += raw_bytes
+        entry = lane.conditional(rows, raw_bytes, expected_offset, timestamp, anyio.current_time())
+        self._add(lane, entry)
+        return _batch(entry).outcome
+
+    def _add(self, lane: Lane, entry: Entry) -> None:
         now = anyio.current_time()
-        entry = lane.opening(timestamp, now)
         sealed = _batch(entry)
         sealed.closed_at = now
         if not self.unsettled:
             self._gap_from = now
-        self.unsettled[sealed.outcome] = 0
+        self.unsettled[sealed.outcome] = entry.records
         self._carry_out(lane, lane.session.add(entry, now))
         self._flush()
 

@@ -4,7 +4,7 @@ import msgspec
 
 from streamq.client.settings import refuse_unless
 from streamq.client.timers import NEVER
-from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONTROL, Batch, BatchHeader
+from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, Batch, BatchHeader
 from streamq.model.ids import ProducerId
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import PartitionView
@@ -115,6 +115,19 @@ class Lane:
         refuse_unless(
             before < position <= OFFSET_MAX, f"position {position} does not come after {before}, the last one", code="bad_request"
         )
+
+    def conditional(self, rows: list[Row], raw_bytes: int, expected_offset: int, timestamp: int, now: float) -> Entry:
+        """A batch of its own, which is stored at this offset or not at all."""
+        raw = pack_rows(rows)
+        header = BatchHeader(
+            partition=self.view.id, records=len(rows), payload_bytes=len(raw), raw_bytes=len(raw), payload_crc=0, producer=bytes(16),
+            producer_epoch=0, sequence=0, first_timestamp=timestamp, max_timestamp=timestamp, epoch=0, base=expected_offset, append_time=0,
+            compression=COMPRESSION_NONE, flags=FLAG_CONDITIONAL,
+        )  # fmt: skip
+        outcome = BatchOutcome(self.topic, self.index)
+        outcome.was_asked = True
+        sealed = SealedBatch(header, raw, outcome, buffered_bytes=raw_bytes)
+        return Entry(sealed, records=len(rows), deadline=now + self._settings.delivery_timeout_s)
 
     def opening(self, timestamp: int, now: float) -> Entry:
         """A named producer's first batch here: a control batch, which fences its former self and asks for its mark (P-33)."""

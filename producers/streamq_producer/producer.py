@@ -14,15 +14,16 @@ from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.model.errors import RefusedError, UnavailableError
 from streamq.model.ids import NO_PRODUCER
-from streamq.model.limits import RECORD_BYTES_MAX
+from streamq.model.limits import OFFSET_MAX, RECORD_BYTES_MAX
 from streamq.model.messages import ProducerOpened, TopicView
+from streamq.wire.records import Row
 from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
 from streamq_producer.dispatch import Dispatcher
 from streamq_producer.lane import Lane
 from streamq_producer.naming import open_producer
 from streamq_producer.records import RECORD_OVERHEAD_BYTES, as_bytes, checked_headers, checked_timestamp, record_bytes, too_large
 from streamq_producer.session import PartitionSession
-from streamq_producer.settings import ProducerSettings
+from streamq_producer.settings import BATCH_BYTES_LIMIT, ProducerSettings
 from streamq_producer.stats import ProducerStats
 from streamq_producer.topic import Topic
 from streamq_producer.typed import TypedTopic
@@ -265,6 +266,40 @@ class Producer:
             if lane.raw_bytes >= self._batch_bytes:
                 self._roll(lane)
         return [Delivery(run.batch, run.first, len(run.indexes), run.indexes) for run in all_runs]
+
+    async def append(
+        self,
+        topic: str,
+        partition: int,
+        values: Sequence[bytes],
+        *,
+        expected_offset: int,
+        keys: Sequence[bytes | None] | None = None,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> Receipt:
+        """Stores all values, as one batch, at `expected_offset`, or nothing if that is not the partition's next offset.
+
+        For applications that have one writer, and must notice when there are two: who reads up to an offset and appends there has read all
+        that is before it. Returns when W replicas have it. Raises AlreadyExistsError (`precondition_failed`: something else is there, or
+        the partition does not go so far; certainly not stored), and what `Delivery.receipt` raises. A retry after a broken connection finds
+        its own batch. Cancelled, it is as `send`: the outcome is lost to the caller.
+        """
+        refuse_unless(self.name is None, "a named producer does not append by offset: its positions do that", code="bad_request")
+        refuse_unless(self.settings.idempotent, "only an idempotent producer appends by offset: retries must be known", code="bad_request")
+        refuse_unless(0 <= expected_offset <= OFFSET_MAX, f"an offset is not negative, as {expected_offset} is", code="bad_request")
+        values = list(values)
+        own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
+        _check_values(values, keys, headers_bytes)
+        keyed = list(zip(values, keys if keys is not None else [None] * len(values), strict=True))
+        extra = headers_bytes + RECORD_OVERHEAD_BYTES
+        raw_bytes = sum(len(value) + (len(key) if key else 0) + extra for value, key in keyed)
+        refuse_unless(raw_bytes <= BATCH_BYTES_LIMIT, f"{raw_bytes} bytes are too many for one batch", code="record_too_large")
+        await self._take_turn()
+        known = self._topics.get(topic) or await self._open_topic(topic)
+        lane = known.lane_of(None, partition)
+        rows: list[Row] = [(None, key, value, own_headers) for value, key in keyed]
+        outcome = self._dispatcher.append(lane, rows, raw_bytes, expected_offset, self._host.now_ms())
+        return await Delivery(outcome, 0, len(rows)).receipt()
 
     def topic(self, name: str, codec: Codec[T]) -> TypedTopic[T]:
         """The topic with objects for values: `producer.topic("orders", Structs(Order))` sends what the codec makes of an Order."""

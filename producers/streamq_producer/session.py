@@ -198,7 +198,9 @@ class PartitionSession:
         if nack.code == "sequence_gap" and self._is_idempotent:
             self._on_gap(entry, now)
         elif self._is_final(nack.code):
-            effects.append(self._fail(entry, _unknown(self._reason) if entry.may_be_stored else self._reason))
+            # Said of a batch that is new to who knows all that is stored: no earlier try of it was, nor can be any more.
+            is_certain = nack.code == "precondition_failed" or not entry.may_be_stored
+            effects.append(self._fail(entry, self._reason if is_certain else _unknown(self._reason)))
         elif nack.code in STAY:
             self._become_pausing(now)
         elif broker == self.target:

@@ -140,6 +140,21 @@ class Producer:
         portal = self._open
         return [Delivery(delivery, portal) for delivery in portal.call(enqueue_many)]
 
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        values: Sequence[bytes],
+        *,
+        expected_offset: int,
+        keys: Sequence[bytes | None] | None = None,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> Receipt:
+        async def append() -> Receipt:
+            return await self._producer.append(topic, partition, values, expected_offset=expected_offset, keys=keys, headers=headers)
+
+        return self._open.call(append)
+
     def topic(self, name: str, codec: Codec[T]) -> "TypedTopic[T]":
         return TypedTopic(self, name, codec)
 

@@ -142,7 +142,7 @@ class BrokerRouter:
 
     def _produce_one(self, session: Session, ticket: int, batch: Batch) -> None:
         header = batch.header
-        if header.epoch or header.base or header.append_time:
+        if header.epoch or (header.base and not header.is_conditional) or header.append_time:
             session.nacks.append(Nack(ticket, "bad_batch", "epoch, base and append time are the sequencer's to give", ""))
             return
         partition = self.node.partitions.get(header.partition)

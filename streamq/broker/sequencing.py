@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 FEED_BYTES: Final = COPY_BYTES_MAX // 4
 """What a lagging follower is sent before its next report is awaited: its catching up never fills the queues of the foreground."""
 FEED_STALL_S: Final = 2.0
-GAPS_MAX: Final = 10_000
+DOUBTS_MAX: Final = 10_000
 """Refusals that wait to be confirmed."""
 FEED_PAUSE_S: Final = 0.05
 FEED_PAUSE_MAX_S: Final = 1.0
@@ -69,7 +69,7 @@ class Sequencing:
         self._progressed = trio.lowlevel.ParkingLot()
         self._assigned: list[Batch] = []
         """In this synchronous step, to be stored at its end."""
-        self._gaps: list[tuple[Session, int, str]] = []
+        self._doubts: list[tuple[Session, int, Refused]] = []
         self._seen = (-1, 0)
         """High watermark at the last check, and for how many checks it has stood there with batches in flight."""
         others = [member for member in self.segment.replicas if member.broker != self.node.broker]
@@ -130,8 +130,8 @@ class Sequencing:
             )
             node.touch(session)
             node.metrics.duplicates += 1
-        elif isinstance(result, Refused) and result.code == "sequence_gap":
-            self._doubt(session, number, result.message)
+        elif isinstance(result, Refused) and result.is_doubtful:
+            self._doubt(session, number, result)
         elif isinstance(result, Refused):
             session.nacks.append(Nack(number, result.code, result.message, self._hint() if result.code == "not_sequencer" else ""))
             node.touch(session)
@@ -140,31 +140,32 @@ class Sequencing:
             self._took(ticket)
             node.metrics.duplicates += 1
 
-    def _doubt(self, session: Session, number: int, message: str) -> None:
+    def _doubt(self, session: Session, number: int, refused: Refused) -> None:
         """A gap is final for its producer (P-35); a sequencer whose epoch is over without its knowing would see one in what is none."""
-        if len(self._gaps) >= GAPS_MAX:
-            session.nacks.append(Nack(number, "busy", f"{GAPS_MAX} gaps wait to be confirmed", ""))
+        if len(self._doubts) >= DOUBTS_MAX:
+            session.nacks.append(Nack(number, "busy", f"{DOUBTS_MAX} refusals wait to be confirmed", ""))
             self.node.touch(session)
             return
         session.pending += 1
-        self._gaps.append((session, number, message))
-        if len(self._gaps) == 1:
-            self.node.nursery.start_soon(self._confirm_gaps, name=f"gaps in {self.partition.name}")
+        self._doubts.append((session, number, refused))
+        if len(self._doubts) == 1:
+            self.node.nursery.start_soon(self._confirm_doubts, name=f"doubts in {self.partition.name}")
 
-    async def _confirm_gaps(self) -> None:
+    async def _confirm_doubts(self) -> None:
         """Each is answered after a quorum read of the register that began after it was found."""
-        while self._gaps:
-            count = len(self._gaps)
+        while self._doubts:
+            count = len(self._doubts)
+            instead: Refused | None = None
             try:
-                is_current = await self.is_current()
+                if not await self.is_current():
+                    instead = Refused("not_sequencer", f"epoch {self.epoch} is over; another broker goes on")
             except StreamqError as error:
-                outcome = "not_ready", f"a gap could not be confirmed: {error}"
-            else:
-                outcome = ("sequence_gap", "") if is_current else ("not_sequencer", f"epoch {self.epoch} is over; another broker goes on")
-            answered, self._gaps = self._gaps[:count], self._gaps[count:]
-            for session, number, message in answered:
+                instead = Refused("not_ready", f"a refusal could not be confirmed: {error}")
+            answered, self._doubts = self._doubts[:count], self._doubts[count:]
+            for session, number, refused in answered:
+                told = instead or refused
                 session.pending -= 1
-                session.nacks.append(Nack(number, outcome[0], outcome[1] or message, self._hint()))
+                session.nacks.append(Nack(number, told.code, told.message, self._hint()))
                 self.node.touch(session)
             self.node.flush()
 

@@ -53,10 +53,15 @@ class Duplicate(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Certainly not stored; `code` is one of `model.errors.CODES`."""
+    """Certainly not stored; `code` is one of `model.errors.CODES`.
+
+    `is_doubtful`: it rests on what this sequencer lacks. One that is deposed and does not know it would say the same of what is there, so
+    it is told only once the epoch was confirmed to be the last, after it was found.
+    """
 
     code: str
     message: str
+    is_doubtful: bool = False
 
 
 class Acked(NamedTuple):
@@ -170,6 +175,8 @@ class Sequencer:
                 return refusal
         if len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX:
             return Refused("busy", f"{BATCHES_IN_FLIGHT_MAX} batches of this partition are in flight")
+        if header.is_conditional and header.base != self.next_offset:
+            return self._not_expected(header.base)
         base = self.next_offset
         self.next_offset = end = base + header.records
         self.last_append_time = at
@@ -179,6 +186,18 @@ class Sequencer:
         if producer != NO_PRODUCER:
             flight.mark = self._note(header, known, Place(header.sequence, base, header.records, at)).mark
         return Assigned(self.epoch, base, at)
+
+    def _not_expected(self, expected: int) -> Refused:
+        """A batch that is new here, and wants another offset than the next. (A repeat of one that is stored was recognised before.)
+
+        What is below the high watermark is there for ever, and so is the refusal. What is in flight may yet be void: a refusal for its sake
+        would be one for nothing, so the producer is to ask again until that is decided. An offset past the next one may exist at a
+        sequencer that has deposed this one.
+        """
+        if self.high_watermark <= expected < self.next_offset:
+            return Refused("conflict", f"whether offset {expected} is free is not decided yet")
+        message = f"offset {expected} was expected to be the next, and {self.next_offset} is"
+        return Refused("precondition_failed", message, is_doubtful=expected > self.next_offset)
 
     def _known(self, producer: ProducerId, at: int) -> Producer | None:
         own = self._overlay.get(producer)
@@ -190,7 +209,8 @@ class Sequencer:
         if type(verdict) is Fenced:
             return Refused("fenced", f"producer epoch {header.producer_epoch} was followed by {verdict.newest}")
         if type(verdict) is Gap:
-            return Refused("sequence_gap", f"sequence {header.sequence} leaves a gap: {verdict.expected} is next for this producer here")
+            message = f"sequence {header.sequence} leaves a gap: {verdict.expected} is next for this producer here"
+            return Refused("sequence_gap", message, is_doubtful=True)
         assert type(verdict) is Repeat
         assert known is not None
         place = verdict.place

@@ -13,6 +13,7 @@ __all__ = [
     "BATCH_HEADER_BYTES",
     "COMPRESSION_NONE",
     "COMPRESSION_ZSTD",
+    "FLAG_CONDITIONAL",
     "FLAG_CONTROL",
     "FORMAT_MSGPACK",
     "Batch",
@@ -25,6 +26,8 @@ FORMAT_MSGPACK: Final = 1
 COMPRESSION_NONE: Final = 0
 COMPRESSION_ZSTD: Final = 1
 FLAG_CONTROL: Final = 1
+FLAG_CONDITIONAL: Final = 2
+"""On its way to a sequencer: `base` is where the producer wants it to lie, or nowhere. No batch is stored with it."""
 """A batch of exactly one record that is for brokers and producers: it has an offset, and no consumer hands it out."""
 Compression = Literal[0, 1]
 
@@ -54,6 +57,10 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     compression: int = COMPRESSION_ZSTD
     flags: int = 0
     mark: int = 0
+
+    @property
+    def is_conditional(self) -> bool:
+        return bool(self.flags & FLAG_CONDITIONAL)
 
     @property
     def is_control(self) -> bool:

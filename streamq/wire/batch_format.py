@@ -14,7 +14,7 @@ from typing import Final
 import google_crc32c
 import msgspec
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_ZSTD, FLAG_CONTROL, FORMAT_MSGPACK, Batch, BatchHeader
+from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, FORMAT_MSGPACK, Batch, BatchHeader
 from streamq.model.errors import RefusedError
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX, OFFSET_MAX
 
@@ -54,7 +54,7 @@ def stamp(batch: Batch, *, epoch: int, base: int, append_time: int) -> Batch:
     h = batch.header
     header = BatchHeader(
         h.partition, h.records, h.payload_bytes, h.raw_bytes, h.payload_crc, h.producer, h.producer_epoch, h.sequence,
-        h.first_timestamp, h.max_timestamp, epoch, base, append_time, h.record_format, h.compression, h.flags, h.mark,
+        h.first_timestamp, h.max_timestamp, epoch, base, append_time, h.record_format, h.compression, h.flags & ~FLAG_CONDITIONAL, h.mark,
     )  # fmt: skip
     return Batch(header, encode_header(header), batch.payload)
 
@@ -72,7 +72,7 @@ def decode_header(head: bytes) -> BatchHeader:
         record_format, compression, flags, records, payload_bytes, raw_bytes, payload_crc, zero1,
         partition, producer, producer_epoch, zero2, sequence, mark, first_timestamp, max_timestamp, epoch, base, append_time,
     ) = _body.unpack_from(head, _head.size)  # fmt: skip
-    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags & ~FLAG_CONTROL or zero1 or zero2:
+    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags & ~(FLAG_CONTROL | FLAG_CONDITIONAL) or zero1 or zero2:
         raise BadBatchError(f"record format {record_format}, compression {compression}, flags {flags} are not known here")
     if not 1 <= records <= BATCH_RECORDS_MAX:
         raise BadBatchError(f"a batch has 1 to {BATCH_RECORDS_MAX} records, not {records}")

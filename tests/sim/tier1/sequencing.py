@@ -106,7 +106,7 @@ class Sequencing:
             self._on_duplicate(session, number, batch.header, result)
         elif type(result) is Refused:
             self.world.counters[f"refused_{result.code}"] += 1
-            if result.code == "sequence_gap":
+            if result.is_doubtful:
                 self._doubt(session, number)
             else:
                 session.nack(Nack(number, result.code, result.message, self._hint() if result.code == "not_sequencer" else ""))

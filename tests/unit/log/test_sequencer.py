@@ -5,7 +5,7 @@ import pytest
 from streamq.log import sequencer as module
 from streamq.log.idempotence import IdempotenceTable
 from streamq.log.sequencer import Acked, Assigned, Duplicate, Phase, Progress, Refused, Sequencer, Waiting
-from streamq.model.batches import FLAG_CONTROL, BatchHeader
+from streamq.model.batches import FLAG_CONDITIONAL, FLAG_CONTROL, BatchHeader
 from streamq.model.errors import CODES, ProtocolError, UnavailableError
 from streamq.model.ids import NO_PRODUCER, Member
 from streamq.model.limits import DEDUP_BATCHES, IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCER_EXPIRY_MS
@@ -42,6 +42,36 @@ def test_append_times_go_on_from_those_of_the_log() -> None:
     table = IdempotenceTable()
     table.fold(BatchHeader(PARTITION, 1, 0, 0, 0, NO_PRODUCER, 0, 0, 0, 0, 1, 0, 9_000))
     assert sequencer(segment(2, 1), table).on_produce(sent(0), "a", 10) == Assigned(2, 1, 9_000)
+
+
+def wants(offset: int, sequence: int = 0, producer: bytes = P) -> BatchHeader:
+    return BatchHeader(PARTITION, 1, 0, 0, 0, producer, 0, sequence, 0, 0, 0, offset, 0, flags=FLAG_CONDITIONAL)
+
+
+def test_a_batch_that_wants_an_offset_gets_it_or_none() -> None:
+    s = sequencer()
+    assert s.on_produce(wants(100), "a", 1) == Assigned(3, 100, 1)
+    for member in (B1, B2):
+        s.on_stored(member, report(101))
+    refused = s.on_produce(wants(100, 0, b"Q" * 16), "b", 1)
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.is_doubtful) == ("precondition_failed", False)
+    assert isinstance(s.on_produce(wants(100), "again", 1), Duplicate), "its own repeat is no stranger's"
+
+
+def test_what_is_in_flight_refuses_nobody_for_good() -> None:
+    """It may be void: an append that is refused for its sake would be refused for nothing, and its writer believe in another one."""
+    s = sequencer()
+    s.on_produce(sent(0), "a", 1)
+    refused = s.on_produce(wants(100, 0, b"Q" * 16), "b", 1)
+    assert isinstance(refused, Refused)
+    assert issubclass(CODES[refused.code], UnavailableError)
+
+
+def test_an_offset_past_the_end_may_exist_at_a_newer_sequencer() -> None:
+    refused = sequencer().on_produce(wants(101), "a", 1)
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.is_doubtful) == ("precondition_failed", True)
 
 
 def test_a_sequencer_needs_the_table_at_its_base() -> None:

@@ -77,7 +77,7 @@ def test_batches_back_to_back_come_apart_again_and_a_cut_is_noticed(payloads: li
         {"sequence": 1 << 63},
         {"mark": 1 << 63},
         {"flags": FLAG_CONTROL},
-        {"flags": 2},
+        {"flags": 4},
     ],
 )
 def test_a_header_out_of_bounds_is_refused_even_with_a_right_checksum(change: dict[str, int]) -> None:
