@@ -5,4 +5,20 @@ cd "$(dirname "$0")/.."
 . deploy/setup.sh
 setup_venv dev
 sh deploy/check.sh
-exec python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    exec python -m pytest "$@"
+fi
+
+# Two at a time: tests that start processes mostly wait for them, the others take one core.
+processes="tests/integration tests/nemesis tests/packaging tests/testing"
+log=.venv/test-processes.log
+# shellcheck disable=SC2086 # a list of folders
+python -m pytest $processes >"$log" 2>&1 &
+beside=$!
+trap 'kill "$beside" 2>/dev/null || true' EXIT
+failed=0
+# shellcheck disable=SC2046
+python -m pytest $(printf -- '--ignore=%s ' $processes) || failed=$?
+wait "$beside" || failed=$?
+cat "$log"
+exit "$failed"

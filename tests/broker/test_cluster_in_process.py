@@ -335,10 +335,9 @@ async def test_a_request_for_many_partitions_that_fails_is_answered_and_ends_no_
         await running.kill("b2")
         await running.kill("b3")
         async with to(running, "b1") as client:
-            for message in (DeleteTopic("orders"), CreateTopic("more", 3, 0, 0, 0, "fsync")):
-                with pytest.raises(StreamqError) as failed:
-                    await client.ask(message, timeout_s=12)
-                assert failed.value.code in ("timed_out", "unavailable", "unknown_outcome")
+            with pytest.raises(StreamqError) as failed:
+                await client.ask(CreateTopic("more", 3, 0, 0, 0, "fsync"), timeout_s=12)
+            assert failed.value.code in ("timed_out", "unavailable", "unknown_outcome")
             assert isinstance(await client.ask(BrokerStatus()), BrokerState)
 
 

@@ -106,6 +106,7 @@ def test_a_load_that_stores_more_than_the_budget_goes_on_as_its_topic_keeps_less
     assert row["records"] * 1000 * 3 > 1.1e9
 
 
+@pytest.mark.long
 def test_failover_measures_a_gap_and_reads_everything_back(tmp_path: Path) -> None:
     rows = own_bench(tmp_path, "failover", "--rounds", "1", "--rate", "5000")
     summary = next(row for row in rows if "gap_worst_ms" in row)

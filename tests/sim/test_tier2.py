@@ -60,6 +60,7 @@ def test_a_sample_of_seeds_holds() -> None:
     assert [what for what in MUST_HAPPEN if not counters[what]] == []
 
 
+@pytest.mark.long
 def test_a_run_that_must_fail_does() -> None:
     """The whole chain of judgement at work: two of three disks are lost at once, which no protocol bears."""
     run = Run(2, schedule=[Fault(20.0, "empty two disks", 0, 1, 1.0, 0.5)])
