@@ -103,6 +103,6 @@ def test_clusters_beside_each_other_and_brokers_that_come_back() -> None:
                 producer.send("t", broker.encode())
                 one.start(broker)
         with Consumer(one.bootstrap, topics=["t"]) as consumer:
-            assert [record.value for record, _ in zip(consumer, range(3), strict=False)] == [b"b1", b"b2", b"b3"]
+            assert [record.value for _, record in zip(range(3), consumer, strict=False)] == [b"b1", b"b2", b"b3"]
         with Consumer(other.bootstrap, topics=["t"]) as consumer:
             assert consumer.fetch(10, timeout=0.1) == []
