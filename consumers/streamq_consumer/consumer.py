@@ -17,7 +17,7 @@ from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.client.times import Lag, Place, read_lags, read_tips
 from streamq.model.errors import NotFoundError, RefusedError, StreamqError
-from streamq.model.limits import OFFSET_MAX
+from streamq.model.limits import GROUP_TOPICS_MAX, OFFSET_MAX
 from streamq.model.messages import ReadTip, TipRead
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.feed import Feed
@@ -104,6 +104,7 @@ class Consumer:
         refuse_unless(group is not None or not of_group, f"{', '.join(of_group)}: only for a member of a group", code="bad_request")
         if group is not None:
             refuse_unless(partitions is None and broker is None, "a group's members are given their partitions", code="bad_request")
+            refuse_unless(len(set(topics)) <= GROUP_TOPICS_MAX, f"a member reads at most {GROUP_TOPICS_MAX} topics", code="bad_request")
             is_place = isinstance(start, str | datetime)
             refuse_unless(is_place, "a member of a group starts at earliest, latest or a time", code="bad_request")
         self._group_settings = GroupSettings(group=group, **of_group) if group is not None else None  # type: ignore[arg-type]
@@ -268,6 +269,8 @@ class Consumer:
         """
         if self._group is None:
             raise RefusedError("only a member of a group commits: Consumer(..., group=...)", code="bad_request")
+        for offset in (positions or {}).values():
+            refuse_unless(0 <= offset <= OFFSET_MAX, f"a position is not negative, as {offset} is", code="bad_request")
         await self._group.commit(self._group.positions() if positions is None else positions)
 
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:

@@ -3,7 +3,7 @@
 import msgspec
 
 from streamq.client.settings import refuse_unless
-from streamq.model.limits import CREDIT_BYTES_MAX, GROUP_SESSION_MS_MAX, GROUP_SESSION_MS_MIN, KiB, MiB
+from streamq.model.limits import CREDIT_BYTES_MAX, GROUP_SESSION_MS_MAX, GROUP_SESSION_MS_MIN, NAME_CHARS_MAX, KiB, MiB
 
 __all__ = ["ConsumerSettings", "GroupSettings"]
 
@@ -51,7 +51,8 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         low, high = GROUP_SESSION_MS_MIN / 1000, GROUP_SESSION_MS_MAX / 1000
-        refuse_unless(bool(self.group), "the name of the group is empty")
+        refuse_unless(0 < len(self.group) <= NAME_CHARS_MAX, f"the name of a group has 1 to {NAME_CHARS_MAX} characters")
+        refuse_unless(len(self.member_name) <= NAME_CHARS_MAX, f"the name of a member has at most {NAME_CHARS_MAX} characters")
         refuse_unless(low <= self.session_s <= high, f"session_s must be {low:g} to {high:g}, not {self.session_s}")
         refuse_unless(self.processing_s > 0, f"processing_s must be above 0, not {self.processing_s}")
         refuse_unless(self.commit_interval_s > 0, f"commit_interval_s must be above 0, not {self.commit_interval_s}")

@@ -156,6 +156,16 @@ async def test_without_automatic_commits_only_what_was_committed_is_not_repeated
         assert Counter(r.value for r in begun + rest) == Counter(str(i).encode() for i in range(RECORDS))
 
 
+@pytest.mark.parametrize("position", [-1, 1 << 63])
+async def test_a_position_that_is_none_is_refused_and_the_member_goes_on(position: int) -> None:
+    async with filled() as running, member(running) as consumer:
+        await read(consumer, 1)
+        with trio.fail_after(5), pytest.raises(StreamqError) as refused:
+            await consumer.commit({consumer.partitions[0]: position})
+        assert refused.value.code == "bad_request"
+        assert len(await read(consumer, RECORDS - 1)) == RECORDS - 1
+
+
 async def test_a_member_that_was_given_up_says_so_and_commits_nothing() -> None:
     async with filled() as running, member(running, session_s=1.0) as first:
         await read(first, 8)
@@ -208,6 +218,8 @@ async def test_groups_know_nothing_of_each_other() -> None:
     "options",
     [
         {"group": ""},
+        {"group": "g" * 300},
+        {"group": "g", "member_name": "m" * 300},
         {"group": "g", "partitions": [0]},
         {"group": "g", "broker": "b1"},
         {"group": "g", "start": 5},
