@@ -15,6 +15,7 @@ __all__ = [
     "COMPRESSION_ZSTD",
     "FLAG_CONDITIONAL",
     "FLAG_CONTROL",
+    "FLAG_TRANSACTIONAL",
     "FORMAT_MSGPACK",
     "Batch",
     "BatchHeader",
@@ -26,9 +27,11 @@ FORMAT_MSGPACK: Final = 1
 COMPRESSION_NONE: Final = 0
 COMPRESSION_ZSTD: Final = 1
 FLAG_CONTROL: Final = 1
+"""A batch of exactly one record that is for brokers and producers: it has an offset, and no consumer hands it out."""
 FLAG_CONDITIONAL: Final = 2
 """On its way to a sequencer: `base` is where the producer wants it to lie, or nowhere. No batch is stored with it."""
-"""A batch of exactly one record that is for brokers and producers: it has an offset, and no consumer hands it out."""
+FLAG_TRANSACTIONAL: Final = 4
+"""Read only if its producer's transaction `mark` is committed."""
 Compression = Literal[0, 1]
 
 
@@ -36,7 +39,8 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     """What a batch says of itself. `epoch`, `base` and `append_time` are zero until a sequencer has stamped it; epoch 0 never exists.
 
     `[base, end)` are the offsets of its records, `sequence` numbers the producer's batches in this partition (0, 1, 2, …).
-    `mark` is the producer's own position (that of the last record, in whatever it reads from), 0 where it has none.
+    `mark` is the producer's own position (that of the last record, in whatever it reads from), 0 where it has none; of a transactional
+    batch it is the transaction's number.
     Times are milliseconds since 1970. `payload_bytes` counts the payload alone, `raw_bytes` what it decompresses to.
     """
 
@@ -65,6 +69,10 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_control(self) -> bool:
         return bool(self.flags & FLAG_CONTROL)
+
+    @property
+    def is_transactional(self) -> bool:
+        return bool(self.flags & FLAG_TRANSACTIONAL)
 
     @property
     def end(self) -> int:

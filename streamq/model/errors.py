@@ -20,6 +20,7 @@ __all__ = [
     "ProtocolError",
     "RefusedError",
     "StreamqError",
+    "TransactionAbortedError",
     "UnavailableError",
     "UnknownOutcomeError",
     "error_of",
@@ -105,6 +106,15 @@ class GroupLostError(StreamqError):
         super().__init__(message, code=code, hint=hint)
 
 
+class TransactionAbortedError(StreamqError):
+    """The transaction was aborted before it could be committed. Nothing of it is ever read, none of its positions counts: do it again."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, code: str = "transaction_aborted", hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
+
+
 class HandlerError(StreamqError):
     """The application's handler has failed on `record` for good; `__cause__` is its own error. The record is not done."""
 
@@ -186,6 +196,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     # others
     "fenced": FencedError,
     "group_lost": GroupLostError,
+    "transaction_aborted": TransactionAbortedError,
     "handler_failed": HandlerError,
     "group_in_use": AlreadyExistsError,
     "topic_exists": AlreadyExistsError,

@@ -24,6 +24,7 @@ from streamq.model.limits import (
 from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
 from streamq.model.tables import ProducerSnapshot
+from streamq.model.transactions import ABORTED_BLOCK, Transaction
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -528,16 +529,72 @@ class OpenProducer(Message, frozen=True, tag=120):
     """Raises the epoch of the producer with this name (P-33); the first time gives it its id. Answered by `ProducerOpened`.
 
     `attempt` is random, one for each opening: asked again with the same, to any broker, it opens once, as long as nobody else has opened
-    since, and then once more.
+    since, and then once more. An open transaction of its former self is aborted by it.
     """
 
     name: Name
     attempt: Identity
+    transaction_ms: U63 = 0
+    """How old its transactions may become, 0 if it will have none."""
 
 
 class ProducerOpened(Message, frozen=True, tag=121):
     producer: Id16
     epoch: U63
+    decided: U63 = 0
+    """The number of its last transaction; the next has the one after it."""
+
+
+# --- transactions ------------------------------------------------------------------------------------------------------------
+
+
+class EndTransaction(Message, frozen=True, tag=140):
+    """Commits or aborts the transaction `number` of the named producer that was opened with `epoch`, if it is open. To any broker; it may
+    be asked again. Answered by `TransactionEnded`."""
+
+    name: Name
+    epoch: U63
+    number: U63
+    commits: bool
+
+
+class TransactionEnded(Message, frozen=True, tag=141):
+    """How it ended, now or before."""
+
+    committed: bool
+
+
+class ReadOutcomes(Message, frozen=True, tag=142):
+    """What became of a transaction of which a batch was read: answered by `OutcomesRead` as soon as it is decided, at the latest after
+    `wait_ms`. `began_ms` is the append time of that batch: if it is older than transactions of its producer become, it is aborted."""
+
+    transaction: Transaction
+    began_ms: U63
+    wait_ms: U63
+
+
+class OutcomesRead(Message, frozen=True, tag=143):
+    """Of the numbers from `first` to `decided` those in `aborted` are aborted, the others committed, for ever. Those above may be open."""
+
+    first: U63
+    decided: U63
+    aborted: Annotated[tuple[U63, ...], msgspec.Meta(max_length=ABORTED_BLOCK)]
+
+
+class ReadStable(Message, frozen=True, tag=144):
+    """To a replica. Answered by `StableRead`."""
+
+    partition: Id16
+
+
+class StableRead(Message, frozen=True, tag=145):
+    """The last stable offset: below it every transaction is decided, as far as this replica knows the log. `transaction` is the open one
+    that begins there, of the producer `name`; None if there is none, and then it is the high watermark."""
+
+    offset: U63
+    transaction: Transaction | None = None
+    name: Name = ""
+    began_ms: U63 = 0
 
 
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
@@ -673,6 +730,8 @@ class CommitPositions(Message, frozen=True, tag=103):
     group: Name
     token: Id16
     entries: Entries
+    transaction: Transaction | None = None
+    """The positions count if, and when, it is committed."""
 
 
 class Committed(Message, frozen=True, tag=104):
@@ -735,7 +794,7 @@ AnyMessage = (
     | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records | ReadTimes | TimesRead
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
     | ReadTable | Table | KeepTable
-    | OpenProducer | ProducerOpened
+    | OpenProducer | ProducerOpened | EndTransaction | TransactionEnded | ReadOutcomes | OutcomesRead | ReadStable | StableRead
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
     | JoinGroup | GroupView | Attend | CommitPositions | Committed | LeaveGroup | ListGroups | Groups | ReadGroup | GroupRead
     | PlaceGroup | DeleteGroup

@@ -127,11 +127,24 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProducerRegister(msgspec.Struct, frozen=True, array_like=True):
-    """`producer/<name>`: the id that a named producer keeps, how often it was opened, and by which attempt last (P-33, P-5)."""
+    """`producer/<name>`: the id that a named producer keeps, how often it was opened, and by which attempt last (P-33, P-5).
+
+    Of its transactions those up to `decided` are decided: committed, but for the `aborted` ones and, up to `moved`, those that are in the
+    registers of their blocks (`model.transactions`).
+    """
 
     id: Id16
     epoch: U63
     attempt: Identity
+    timeout_ms: U63 = 0
+    """How old a transaction may become; 0: it was never opened for transactions."""
+    decided: U63 = 0
+    aborted: tuple[U63, ...] = ()
+    moved: U63 = 0
+
+    @property
+    def is_transactional(self) -> bool:
+        return self.timeout_ms > 0
 
 
 class BrokerRegister(msgspec.Struct, frozen=True, array_like=True):

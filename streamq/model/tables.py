@@ -1,7 +1,7 @@
 """Idempotence tables as values (P-34): in checkpoints, and on the wire to a replica that lacks the headers below its start offset."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -9,7 +9,7 @@ from streamq.model.fields import U63, Id16
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import DEDUP_BATCHES
 
-__all__ = ["Place", "ProducerSnapshot", "TableSnapshot", "fault_of"]
+__all__ = ["NEVER_BEGUN", "Begun", "Place", "ProducerSnapshot", "TableSnapshot", "fault_of"]
 
 
 class Place(NamedTuple):
@@ -19,6 +19,17 @@ class Place(NamedTuple):
     base: U63
     records: U63
     append_time: U63
+
+
+class Begun(NamedTuple):
+    """A transaction of a producer, and where and when its first batch was appended in this partition."""
+
+    number: U63
+    base: U63
+    append_time: U63
+
+
+NEVER_BEGUN: Final = Begun(0, 0, 0)
 
 
 class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -32,6 +43,7 @@ class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
     mark: U63 = 0
     """The highest that it has told, in whatever epoch of its own."""
     named: bool = False
+    transaction: Begun = NEVER_BEGUN
 
 
 class TableSnapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -49,6 +61,10 @@ def fault_of(snapshot: ProducerSnapshot, *, position: int, after: int, last_appe
         return "is none"
     if snapshot.mark and not snapshot.named:
         return f"has the mark {snapshot.mark} and no name"
+    if snapshot.transaction.base and snapshot.transaction.base >= position:
+        return f"has a transaction that begins at {snapshot.transaction.base}, past {position}"
+    if snapshot.transaction.number and not snapshot.named:
+        return f"has transaction {snapshot.transaction.number} and no name"
     if not 0 < len(places) <= DEDUP_BATCHES:
         return f"has {len(places)} places"
     if not after <= snapshot.append_time <= last_append_time:

@@ -14,13 +14,24 @@ from typing import Final
 import google_crc32c
 import msgspec
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, FORMAT_MSGPACK, Batch, BatchHeader
+from streamq.model.batches import (
+    BATCH_HEADER_BYTES,
+    COMPRESSION_ZSTD,
+    FLAG_CONDITIONAL,
+    FLAG_CONTROL,
+    FLAG_TRANSACTIONAL,
+    FORMAT_MSGPACK,
+    Batch,
+    BatchHeader,
+)
 from streamq.model.errors import RefusedError
+from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX, OFFSET_MAX
 
 __all__ = ["MAGIC", "BadBatchError", "decode_header", "encode_batch", "encode_header", "payload_is_whole", "split_batches", "stamp"]
 
 MAGIC: Final = b"SQB2"
+FLAGS: Final = FLAG_CONTROL | FLAG_CONDITIONAL | FLAG_TRANSACTIONAL
 _head: Final = struct.Struct("<4sI")
 _body: Final = struct.Struct("<BBHIIIII16s16sIIQQqqQQq")
 assert _head.size + _body.size == BATCH_HEADER_BYTES
@@ -72,7 +83,7 @@ def decode_header(head: bytes) -> BatchHeader:
         record_format, compression, flags, records, payload_bytes, raw_bytes, payload_crc, zero1,
         partition, producer, producer_epoch, zero2, sequence, mark, first_timestamp, max_timestamp, epoch, base, append_time,
     ) = _body.unpack_from(head, _head.size)  # fmt: skip
-    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags & ~(FLAG_CONTROL | FLAG_CONDITIONAL) or zero1 or zero2:
+    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags & ~FLAGS or zero1 or zero2:
         raise BadBatchError(f"record format {record_format}, compression {compression}, flags {flags} are not known here")
     if not 1 <= records <= BATCH_RECORDS_MAX:
         raise BadBatchError(f"a batch has 1 to {BATCH_RECORDS_MAX} records, not {records}")
@@ -82,6 +93,8 @@ def decode_header(head: bytes) -> BatchHeader:
         )
     if flags & FLAG_CONTROL and records != 1:
         raise BadBatchError(f"a control batch has one record, not {records}")
+    if flags & FLAG_TRANSACTIONAL and (flags != FLAG_TRANSACTIONAL or not mark or producer == NO_PRODUCER):
+        raise BadBatchError("a batch of a transaction has a producer, the transaction's number and no other flag")
     if base > OFFSET_MAX - records or max(epoch, sequence, mark) > OFFSET_MAX or min(first_timestamp, max_timestamp, append_time) < 0:
         raise BadBatchError("a batch header has a number out of range")
     return BatchHeader(

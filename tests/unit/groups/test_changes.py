@@ -103,10 +103,10 @@ def test_positions_do_not_go_back_but_by_placing() -> None:
     register, _ = commit(A, [Entry("t", 0, since(register, 0), 3)])(register)
     assert position(register, 0) == 9
     with pytest.raises(StreamqError) as refused:
-        place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH)(register)
+        place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH, outcomes={})(register)
     assert refused.value.code == "group_in_use"
     register, _ = leave(A, [])(register)
-    assert position(place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH)(register), 0) == 3
+    assert position(place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH, outcomes={})(register), 0) == 3
 
 
 def test_positions_outlive_all_members_and_a_topic_made_anew_has_none() -> None:

@@ -1,0 +1,235 @@
+"""Transactions on a broker: their outcomes, read from and written to the registers of their producers, and who waits for them.
+
+Any broker answers for any transaction; `metadata.transactions` says why the registers alone decide. What is decided is kept here, since it
+never changes. Who waits for an open one has the register read again and again, once for all that wait, soon after this broker's acceptor
+has voted for a value of a producer: that is a hint that something ended.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from streamq.broker.each import each
+from streamq.broker.node import Node
+from streamq.broker.partition import Partition
+from streamq.broker.topics import TOPIC_NAME
+from streamq.metadata.changes import open_producer
+from streamq.metadata.transactions import Change, Outcomes, TooManyAbortedError, end, forget, move_in, name_producer, outcomes, settle
+from streamq.model.errors import NotFoundError, RefusedError, UnavailableError
+from streamq.model.ids import ProducerId
+from streamq.model.limits import NAME_CHARS_MAX, NAMED_PRODUCERS_MAX, TRANSACTION_MS_MAX, TRANSACTION_MS_MIN
+from streamq.model.messages import EndTransaction, OpenProducer, ProducerOpened, StableRead
+from streamq.model.registers import ProducerRegister, producer_key
+from streamq.model.transactions import ABORTED_BLOCK, AbortedRegister, Transaction, TransactionalRegister, aborted_key, transactional_key
+
+__all__ = ["WAIT_MS_MAX", "Transactions"]
+
+log = logging.getLogger(__name__)
+
+WAIT_MS_MAX: Final = 30_000
+POLL_S: Final = 0.02
+POLL_S_MAX: Final = 0.2
+VOTED_S: Final = 0.002
+"""After a vote, until the value may be expected to be chosen: a read in between would have to complete it, and get in its way."""
+NAMES_KEPT_MAX: Final = NAMED_PRODUCERS_MAX
+BLOCKS_KEPT_MAX: Final = 2_000
+READ_AT_ONCE: Final = 16
+
+
+class Transactions:
+    """Invariant: `_blocks` holds what quorum reads have told; "committed" and "aborted" in it are so for ever."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._names: OrderedDict[ProducerId, str] = OrderedDict()
+        self._blocks: OrderedDict[tuple[ProducerId, int], Outcomes] = OrderedDict()
+        self._looks: dict[Transaction, trio.Event] = {}
+        self._waiting: dict[str, tuple[trio.Event, int]] = {}
+        """By the key of the producer's register: set when something was voted there, and how many wait for it."""
+
+    # --- producers -----------------------------------------------------------------------------------------------------------
+
+    async def open_named(self, message: OpenProducer) -> ProducerOpened:
+        """Raises RefusedError for a bad name or one too many, and what `Registers` raise."""
+        name, timeout_ms = message.name, message.transaction_ms
+        if not TOPIC_NAME.fullmatch(name) or name in (".", ".."):
+            raise RefusedError(
+                f"{name[:80]!r} is no name of a producer: 1 to {NAME_CHARS_MAX} letters, digits, dots, dashes and underscores",
+                code="bad_name",
+                hint="for example: ingest-1",
+            )
+        if len(message.attempt) != 16:
+            raise RefusedError("an attempt is 16 random bytes", code="bad_request")
+        if timeout_ms and not TRANSACTION_MS_MIN <= timeout_ms <= TRANSACTION_MS_MAX:
+            limits = f"{TRANSACTION_MS_MIN} to {TRANSACTION_MS_MAX} ms"
+            raise RefusedError(f"transactions become {limits} old at most, not {timeout_ms}", code="bad_request")
+        registers = self._node.registers
+        if await registers.get(producer_key(name)) is None and len(await registers.list("producer/")) >= NAMED_PRODUCERS_MAX:
+            raise RefusedError(f"there are {NAMED_PRODUCERS_MAX} named producers, the most that a cluster keeps", code="limit_reached")
+        change = open_producer(name, fresh=self._node.clock.token(), attempt=message.attempt, timeout_ms=timeout_ms)
+        opened = await self._change(name, change)
+        if opened.is_transactional:
+            # Before anything of a transaction can be read anywhere.
+            await registers.change_as(TransactionalRegister, transactional_key(opened.id), name_producer(name))
+        return ProducerOpened(opened.id, opened.epoch, opened.decided)
+
+    async def end(self, message: EndTransaction) -> bool:
+        """Whether it is committed, now or before. Raises FencedError, and what `Registers` raise."""
+        change = end(message.name, message.number, epoch=message.epoch, commits=message.commits)
+        register = await self._change(message.name, change)
+        outcome = (await self._read_on(register, message.number)).of(message.number)
+        assert outcome is not None
+        return outcome
+
+    async def settle(self, transaction: Transaction) -> bool:
+        """Aborts it if it is open; whether it is committed."""
+        outcome = (await self.look(transaction)).of(transaction.number)
+        if outcome is None:
+            name = await self._name_of(transaction.producer)
+            register = await self._change(name, settle(name, transaction.number))
+            outcome = (await self._read_on(register, transaction.number)).of(transaction.number)
+        assert outcome is not None
+        return outcome
+
+    async def settle_all(self, transactions: Collection[Transaction]) -> dict[Transaction, bool]:
+        """As `settle`, of several."""
+        found: dict[Transaction, bool] = {}
+
+        async def settle_one(transaction: Transaction) -> None:
+            found[transaction] = await self.settle(transaction)
+
+        await each(sorted(transactions), settle_one, at_once=READ_AT_ONCE)
+        return found
+
+    # --- readers -------------------------------------------------------------------------------------------------------------
+
+    async def outcomes(self, transaction: Transaction, *, began_ms: int, wait_s: float) -> Outcomes:
+        """Once it is decided, or after `wait_s` as it is then. One that began too long ago, by this broker's clock, is aborted.
+
+        Raises NotFoundError if it can be no transaction: nobody has opened the producer for any, or those before it are open.
+        """
+        pause_s = POLL_S
+        key = producer_key(await self._name_of(transaction.producer))
+        until = trio.current_time() + wait_s
+        with self._waits(key) as voted:
+            while True:
+                event = voted()
+                found = await self.look(transaction)
+                if found.of(transaction.number) is not None:
+                    return found
+                register = self._node.registers.cached_as(ProducerRegister, key)
+                if register is not None and began_ms + register.timeout_ms < self._node.clock.now_ms():
+                    log.info("%s: transaction %d is over %d ms old: aborted", key, transaction.number, register.timeout_ms)
+                    await self.settle(transaction)
+                elif trio.current_time() >= until:
+                    return found
+                else:
+                    with trio.move_on_at(min(until, trio.current_time() + pause_s)):
+                        await event.wait()
+                        await trio.sleep(VOTED_S)
+                    pause_s = min(2 * pause_s, POLL_S_MAX)
+
+    async def stable(self, partition: Partition) -> StableRead:
+        """The last stable offset of a replica here, as far as its idempotence table is folded (P-34)."""
+        await partition.fold()
+        table = partition.replica.table
+        begun = sorted((begun.base, producer, begun) for producer, begun in table.transactions())
+        tip = table.position
+        for base, producer, first in begun:
+            transaction = Transaction(producer, first.number)
+            found = await self.outcomes(transaction, began_ms=first.append_time, wait_s=0.0)
+            if found.of(first.number) is None:
+                return StableRead(base, transaction, await self._name_of(producer), first.append_time)
+        return StableRead(tip)
+
+    def on_voted(self, key: str) -> None:
+        """The acceptor of this broker has taken a value of this register; it may become what it says."""
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            event, count = waiting
+            self._waiting[key] = trio.Event(), count
+            event.set()
+
+    # --- inside --------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _waits(self, key: str) -> Iterator[Callable[[], trio.Event]]:
+        event, count = self._waiting.get(key, (trio.Event(), 0))
+        self._waiting[key] = event, count + 1
+        try:
+            yield lambda: self._waiting[key][0]
+        finally:
+            event, count = self._waiting.pop(key)
+            if count > 1:
+                self._waiting[key] = event, count - 1
+
+    async def look(self, transaction: Transaction) -> Outcomes:
+        """By what is known, or a quorum read: one at a time for all that ask, who are told an "open" of a moment ago at worst."""
+        while True:
+            known = self._blocks.get((transaction.producer, transaction.number // ABORTED_BLOCK))
+            if known is not None and known.of(transaction.number) is not None:
+                return known
+            look = self._looks.get(transaction)
+            if look is None:
+                break
+            await look.wait()
+        look = self._looks[transaction] = trio.Event()
+        try:
+            name = await self._name_of(transaction.producer)
+            register = await self._node.registers.get_as(ProducerRegister, producer_key(name))
+            if register is None or register.id != transaction.producer or transaction.number > register.decided + 1:
+                # Whoever sends a batch of it has seen those before it decided.
+                raise NotFoundError(f"there is no transaction {transaction.number} of producer {name!r} yet", code="not_found")
+            return await self._read_on(register, transaction.number)
+        finally:
+            del self._looks[transaction]
+            look.set()
+
+    async def _read_on(self, register: ProducerRegister, number: int) -> Outcomes:
+        """What `register`, just read, says of this number; its block is read after it (`metadata.transactions`, 6)."""
+        block: AbortedRegister | None = None
+        if number <= register.moved:
+            block = await self._node.registers.get_as(AbortedRegister, aborted_key(register.id, number))
+        found = outcomes(register, number, block)
+        key = (register.id, number // ABORTED_BLOCK)
+        known = self._blocks.get(key)
+        if known is None or known.decided < found.decided:
+            self._blocks[key] = found
+            if len(self._blocks) > BLOCKS_KEPT_MAX:
+                self._blocks.popitem(last=False)
+        return found
+
+    async def _name_of(self, producer: ProducerId) -> str:
+        name = self._names.get(producer)
+        if name is None:
+            register = await self._node.registers.get_as(TransactionalRegister, transactional_key(producer))
+            if register is None:
+                raise NotFoundError(f"producer {producer.hex()} was never opened for transactions", code="not_found")
+            name = self._names[producer] = register.name
+            if len(self._names) > NAMES_KEPT_MAX:
+                self._names.popitem(last=False)
+        return name
+
+    async def _change(self, name: str, change: Change) -> ProducerRegister:
+        while True:
+            try:
+                return await self._node.registers.change_as(ProducerRegister, producer_key(name), change)
+            except TooManyAbortedError:
+                await self._move_aborted(name)
+
+    async def _move_aborted(self, name: str) -> None:
+        """Into the registers of their blocks, and only then out of the producer's."""
+        registers = self._node.registers
+        register = await registers.get_as(ProducerRegister, producer_key(name))
+        if register is None or not register.aborted:
+            raise UnavailableError(f"the transactions of producer {name!r} are being changed", code="conflict", hint="try again")
+        blocks: dict[str, list[int]] = {}
+        for number in register.aborted:
+            blocks.setdefault(aborted_key(register.id, number), []).append(number)
+        for key, numbers in blocks.items():
+            await registers.change_as(AbortedRegister, key, move_in(numbers))
+        await registers.change_as(ProducerRegister, producer_key(name), forget(name, register.aborted))
