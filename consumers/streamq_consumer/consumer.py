@@ -19,6 +19,7 @@ from streamq.client.times import Lag, Place, read_lags, read_tips
 from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import GROUP_TOPICS_MAX, OFFSET_MAX
 from streamq.model.messages import ReadTip, TipRead
+from streamq.model.transactions import Transaction
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
@@ -29,7 +30,7 @@ from streamq_consumer.reading import GroupReading
 from streamq_consumer.records import Record, Tip
 from streamq_consumer.run import Handler, Retry, Runner
 from streamq_consumer.session import Tuning
-from streamq_consumer.settings import ConsumerSettings, GroupSettings
+from streamq_consumer.settings import ConsumerSettings, GroupSettings, Isolation
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
 from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 from streamq_consumer.times import When, offsets_for_times
@@ -52,6 +53,7 @@ class ConsumerOptions(TypedDict, total=False):
     prefetch_bytes: int
     stall_s: float
     tip_check_s: float
+    isolation: Isolation
     patience_s: float | None
     member_name: str
     session_s: float
@@ -134,12 +136,12 @@ class Consumer:
             await self._lifetime.open()
             if self._group_settings is None:
                 feeds = await open_feeds(self._cluster, self._assignment, self._start, self._tuning)
-                self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
+                self._fetcher = self._make_fetcher()
                 for feed in feeds:
                     self._add(feed)
             else:
                 topics = self._assignment.topics
-                self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
+                self._fetcher = self._make_fetcher()
                 group = GroupReader(self._cluster, self._lifetime, self._host, self._group_settings, topics, self._reading)
                 await group.join()
                 self._group = group
@@ -382,6 +384,31 @@ class Consumer:
             stuck=metrics.stuck,
         )
 
+    # --- transactions --------------------------------------------------------------------------------------------------------
+
+    def check_transactional(self) -> None:
+        """Whether `Producer.transaction` can commit the positions of this consumer; raises RefusedError if not."""
+        self._open  # noqa: B018
+        is_right = self._group_settings is not None and not self._group_settings.auto_commit and self._handling is None
+        what = "transactions commit positions of a member of a group that has auto_commit=False, outside of run"
+        refuse_unless(is_right, what, code="bad_request")
+
+    async def commit_in(self, transaction: Transaction) -> None:
+        """Called by `Producer.transaction`: stores the positions of what was handed out since the last transaction, to count if this one is
+        committed. Raises GroupLostError if another member may have got any of it."""
+        assert self._group is not None
+        await self._group.commit_in(transaction)
+
+    def on_transaction_ended(self, *, is_committed: bool) -> None:
+        """Called by `Producer.transaction`."""
+        if self._group is None:
+            return
+        for place, offset in self._group.on_transaction_ended(is_committed=is_committed):
+            self._unread(*place, offset)
+        if self._current is not None and length_hint(self._rest):
+            place = self._current.topic, self._current.index
+            self._group.on_taken(place, self.position(*place))
+
     # --- inside --------------------------------------------------------------------------------------------------------------
 
     @property
@@ -450,6 +477,8 @@ class Consumer:
             return False
         self._current, self._unpacked = taken
         self._rest = iter(self._unpacked)
+        if self._group is not None:
+            self._group.on_taken((self._current.topic, self._current.index), self._unpacked[0].offset)
         return True
 
     def _take(self, max_records: int) -> list[Record]:
@@ -470,6 +499,9 @@ class Consumer:
         if records and self._group is not None:
             self._reading.on_handed_out((records[0].topic, records[0].partition), records[0].offset)
         return records
+
+    def _make_fetcher(self) -> Fetcher:
+        return Fetcher(self._cluster, self._lifetime, self._metrics, isolation=self.settings.isolation)
 
     def _chosen(self, topic: str | None, partition: int | None) -> list[Feed]:
         refuse_unless(partition is None or topic is not None, "a partition is one of a topic: name it", code="bad_request")

@@ -6,7 +6,7 @@ at once. `commit` stores how far the application has come, every `commit_interva
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
 
@@ -16,6 +16,7 @@ from streamq.client.lifetime import Lifetime
 from streamq.model.errors import GroupLostError, NotCoordinatorError, NotFoundError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.groups import Entry
 from streamq.model.messages import Attend, CommitPositions, Committed, GroupView, JoinGroup, LeaveGroup, Message, Ok
+from streamq.model.transactions import Transaction
 from streamq_consumer.membership import Hold, Membership, Place
 from streamq_consumer.settings import GroupSettings
 
@@ -56,6 +57,13 @@ class Reading(Protocol):
         """Something changed that who waits for records has to look at."""
 
 
+class _Taken(NamedTuple):
+    since: int
+    """The hold of which it is."""
+    first: int
+    """The first offset."""
+
+
 class GroupReader:
     """Invariant: after `error` is set nothing is held, and both tasks have ended or are about to."""
 
@@ -74,6 +82,10 @@ class GroupReader:
         self._coordinator = ""
         self._marks: dict[Place, int] = {}
         """Without automatic commits: what the application has committed, to be told with the next commit."""
+        self._taken: dict[Place, _Taken] = {}
+        """Without automatic commits: what the application was handed since its last transaction."""
+        self._pending: dict[Place, int] = {}
+        """The positions that wait for the transaction that is open."""
         self._is_parting = False
         self._parting_until = 0.0
         self._came_back_at = anyio.current_time()
@@ -128,6 +140,57 @@ class GroupReader:
                 f"another member of group {self.settings.group!r} has {named} now: these positions were not stored",
                 hint="what was handled of these partitions comes again there; go on with the others",
             )
+
+    # --- transactions --------------------------------------------------------------------------------------------------------
+
+    def on_taken(self, place: Place, offset: int) -> None:
+        """Records from this offset on are about to be handed out."""
+        hold = self.membership.holds.get(place)
+        if hold is not None and not self.settings.auto_commit:
+            self._taken.setdefault(place, _Taken(hold.since, offset))
+
+    async def commit_in(self, transaction: Transaction) -> None:
+        """Stores how far the application was handed each partition since its last transaction, to count if this one is committed.
+
+        Raises GroupLostError unless this member still holds all of them, and TransactionAbortedError."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        positions = self.positions()
+        entries: list[Entry] = []
+        lost = []
+        for place, taken in self._taken.items():
+            hold = self.membership.holds.get(place)
+            if hold is None or hold.since != taken.since or hold.is_released or place not in positions:
+                lost.append(place)
+            elif positions[place] > taken.first:
+                entries.append(Entry(place[0], place[1], hold.since, positions[place], False))
+        if not lost and entries:
+            self._pending = {(entry.topic, entry.partition): entry.position for entry in entries if entry.position is not None}
+            message = CommitPositions(self.settings.group, self._token, tuple(entries), transaction)
+            async with self._committing:
+                answer, _ = await self._ask(message, Committed)
+            lost = [(entry.topic, entry.partition) for entry in answer.fenced]
+        if lost:
+            named = ", ".join(f"{topic}/{partition}" for topic, partition in lost)
+            raise GroupLostError(
+                f"another member of group {self.settings.group!r} may have {named}: the transaction cannot have their positions",
+                hint="it is aborted, and what it read of these partitions comes again there; go on with the others",
+            )
+
+    def on_transaction_ended(self, *, is_committed: bool) -> list[tuple[Place, int]]:
+        """From which offset on what this member still holds is to be handed out again."""
+        taken, self._taken = self._taken, {}
+        pending, self._pending = self._pending, {}
+        holds = self.membership.holds
+        kept = [(place, was, holds[place]) for place, was in taken.items() if place in holds and holds[place].since == was.since]
+        if not is_committed:
+            return [(place, was.first) for place, was, _ in kept]
+        for place, _, hold in kept:
+            if place in pending:
+                hold.committed = max(pending[place], hold.committed or 0)
+        if self._is_parting:
+            self._commit_wanted.set()
+        return []
 
     async def leave(self, why: StreamqError | None = None) -> None:
         """Commits what was handled and goes, so that others need not wait for the session to end. Never raises for what brokers do."""
@@ -254,7 +317,7 @@ class GroupReader:
 
     def _must_keep(self, place: Place) -> bool:
         """Whether a parting partition is still the application's."""
-        if self._reading.in_hand(place) is not None:
+        if self._reading.in_hand(place) is not None or place in self._pending:
             return True
         hold = self.membership.holds[place]
         is_owed = not self.settings.auto_commit and hold.next_offset != (self._marks.get(place, hold.committed))

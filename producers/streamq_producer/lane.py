@@ -4,7 +4,7 @@ import msgspec
 
 from streamq.client.settings import refuse_unless
 from streamq.client.timers import NEVER
-from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, Batch, BatchHeader
+from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, FLAG_TRANSACTIONAL, Batch, BatchHeader
 from streamq.model.ids import ProducerId
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import PartitionView
@@ -87,8 +87,8 @@ class Lane:
     def next_deadline(self) -> float:
         return min(self.linger_until, self.session.next_deadline)
 
-    def seal(self) -> Entry:
-        """Closes the open batch: packs and compresses it."""
+    def seal(self, transaction: int) -> Entry:
+        """Closes the open batch: packs and compresses it. `transaction` is the number of the one that it belongs to, if any."""
         assert self.rows, "no batch is open"
         raw = pack_rows(self.rows)
         payload, compression = raw, COMPRESSION_NONE
@@ -99,7 +99,8 @@ class Lane:
         header = BatchHeader(
             partition=self.view.id, records=len(self.rows), payload_bytes=len(payload), raw_bytes=len(raw), payload_crc=0,
             producer=bytes(16), producer_epoch=0, sequence=0, first_timestamp=self.first_timestamp, max_timestamp=self.max_timestamp,
-            epoch=0, base=0, append_time=0, compression=compression, mark=self.mark,
+            epoch=0, base=0, append_time=0, compression=compression, flags=FLAG_TRANSACTIONAL if transaction else 0,
+            mark=transaction or self.mark,
         )  # fmt: skip
         deadline = self.linger_until - self._settings.linger_s + self._settings.delivery_timeout_s
         entry = Entry(SealedBatch(header, payload, self.outcome, buffered_bytes=self.raw_bytes), records=len(self.rows), deadline=deadline)

@@ -26,6 +26,7 @@ from streamq_producer.session import PartitionSession
 from streamq_producer.settings import BATCH_BYTES_LIMIT, ProducerSettings
 from streamq_producer.stats import ProducerStats
 from streamq_producer.topic import Topic
+from streamq_producer.transaction import Positions, Transaction, Transactions
 from streamq_producer.typed import TypedTopic
 
 __all__ = ["Producer", "ProducerOptions"]
@@ -50,6 +51,8 @@ class ProducerOptions(TypedDict, total=False):
     idempotent: bool
     in_flight: int
     delivery_timeout_s: float
+    transactional: bool
+    transaction_timeout_s: float
     close_timeout_s: float
 
 
@@ -86,9 +89,12 @@ class Producer:
         self.settings: Final = ProducerSettings(**options)
         refuse_unless(name != "", "a producer's name is not empty", code="bad_name")
         refuse_unless(name is None or self.settings.idempotent, "a named producer is idempotent", code="bad_request")
+        is_named = name is not None or not self.settings.transactional
+        refuse_unless(is_named, "a transactional producer has a name: Producer(..., name=..., transactional=True)", code="bad_request")
         self.name: Final = name
         self._identity = ProducerOpened(NO_PRODUCER, 0)
         """Of a named producer, once it is opened."""
+        self._transactions: Transactions | None = None
         self._dispatcher = Dispatcher()
         self._host = host
         self._now_ms = host.now_ms
@@ -105,7 +111,7 @@ class Producer:
         await self._cluster.__aenter__()
         try:
             if self.name is not None:
-                self._identity = await open_producer(self._cluster, self.name, attempt=self._host.token())
+                await self._open_named(self.name)
         except BaseException as error:
             await self._cluster.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -115,6 +121,14 @@ class Producer:
         self._dispatcher.start(self._cluster, self._lifetime)
         self._is_open = True
         return self
+
+    async def _open_named(self, name: str) -> None:
+        settings = self.settings
+        transaction_ms = round(settings.transaction_timeout_s * 1000) if settings.transactional else 0
+        self._identity = await open_producer(self._cluster, name, attempt=self._host.token(), transaction_ms=transaction_ms)
+        if settings.transactional:
+            timeout_s = settings.delivery_timeout_s
+            self._transactions = Transactions(self._cluster, self._dispatcher, name, self._identity, timeout_s=timeout_s)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
@@ -239,7 +253,7 @@ class Producer:
             for lane in known.named_lanes(keys, partition):
                 await self._open_lane(lane)
         if positions is not None:
-            refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+            self._check_positioned()
             refuse_unless(len(positions) == len(values), f"{len(positions)} positions for {len(values)} values", code="bad_request")
             known.check_positions(positions, keys, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
@@ -300,6 +314,28 @@ class Producer:
         rows: list[Row] = [(None, key, value, own_headers) for value, key in keyed]
         outcome = self._dispatcher.append(lane, rows, raw_bytes, expected_offset, self._host.now_ms())
         return await Delivery(outcome, 0, len(rows)).receipt()
+
+    def transaction(self, positions: Positions | None = None) -> Transaction:
+        """What this producer sends in the block, to any topics, is read as a whole or not at all:
+        `async with producer.transaction(): ...`. For a named producer with `transactional=True`, one transaction at a time.
+
+        Leaving the block waits for all acks and commits; consumers are handed nothing of it before. An exception in the block aborts it
+        (as `abort()` of what the block is entered with does without one), and is raised on. With a consumer, a member of a group that
+        has `auto_commit=False`, the positions of what it has handed out since its last transaction are committed with it, or not; when
+        it is aborted these records are handed out again.
+
+        Entering raises UnavailableError or UnknownOutcomeError if the outcome of the one before cannot be learned. Leaving raises, with
+        nothing committed: what a record failed with; TransactionAbortedError when it has become too old; GroupLostError when the
+        consumer has lost a partition whose records it had handed out; FencedError when another producer of the name was opened. It
+        raises UnknownOutcomeError if no majority of brokers answers for `delivery_timeout_s`: it may be committed then, and opening
+        producer and consumer anew goes on behind it or before it, whichever is right. Cancelled, it is aborted, unless its commit was
+        under way.
+        """
+        if self._transactions is None:
+            self._check_open()
+            hint = "Producer(bootstrap, name=..., transactional=True)"
+            raise RefusedError("this producer has no transactions", code="bad_request", hint=hint)
+        return Transaction(self._transactions, positions)
 
     def topic(self, name: str, codec: Codec[T]) -> TypedTopic[T]:
         """The topic with objects for values: `producer.topic("orders", Structs(Order))` sends what the codec makes of an Order."""
@@ -406,7 +442,7 @@ class Producer:
         lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         if position is not None:
-            refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+            self._check_positioned()
             lane.check_position(position)
         delta = self._make_room(lane, size, at)
         delivery = Delivery(lane.outcome, len(lane.rows))
@@ -416,6 +452,10 @@ class Producer:
         if lane.raw_bytes >= self._batch_bytes:
             self._roll(lane)
         return lane, delivery
+
+    def _check_positioned(self) -> None:
+        refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+        refuse_unless(not self._dispatcher.transaction, "a record of a transaction has no position", code="bad_request")
 
     def _make_room(self, lane: Lane, size: int, at: int) -> int | None:
         """Opens a batch if the record needs one, counts the record, and returns its time as the batch stores it."""

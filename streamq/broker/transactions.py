@@ -18,7 +18,19 @@ from streamq.broker.node import Node
 from streamq.broker.partition import Partition
 from streamq.broker.topics import TOPIC_NAME
 from streamq.metadata.changes import open_producer
-from streamq.metadata.transactions import Change, Outcomes, TooManyAbortedError, end, forget, move_in, name_producer, outcomes, settle
+from streamq.metadata.transactions import (
+    Change,
+    Outcomes,
+    TooManyAbortedError,
+    end,
+    ended,
+    forget,
+    move_in,
+    name_producer,
+    needs_block,
+    outcomes,
+    settle,
+)
 from streamq.model.errors import NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import ProducerId
 from streamq.model.limits import NAME_CHARS_MAX, NAMED_PRODUCERS_MAX, TRANSACTION_MS_MAX, TRANSACTION_MS_MIN
@@ -81,9 +93,8 @@ class Transactions:
         """Whether it is committed, now or before. Raises FencedError, and what `Registers` raise."""
         change = end(message.name, message.number, epoch=message.epoch, commits=message.commits)
         register = await self._change(message.name, change)
-        outcome = (await self._read_on(register, message.number)).of(message.number)
-        assert outcome is not None
-        return outcome
+        known = await self._read_on(register, message.number)
+        return ended(message.name, register, known, message.number, epoch=message.epoch)
 
     async def settle(self, transaction: Transaction) -> bool:
         """Aborts it if it is open; whether it is committed."""
@@ -192,7 +203,7 @@ class Transactions:
     async def _read_on(self, register: ProducerRegister, number: int) -> Outcomes:
         """What `register`, just read, says of this number; its block is read after it (`metadata.transactions`, 6)."""
         block: AbortedRegister | None = None
-        if number <= register.moved:
+        if needs_block(register, number):
             block = await self._node.registers.get_as(AbortedRegister, aborted_key(register.id, number))
         found = outcomes(register, number, block)
         key = (register.id, number // ABORTED_BLOCK)

@@ -14,9 +14,10 @@ The interleavings that this has to stand, and why it does:
 1. A commit and an abort race. Both ask for `decided` = n - 1 in one register: one is first, the other is told how it ended.
 2. A commit is sent again after a lost answer, by way of another broker, perhaps after later transactions. Its number is decided: the answer
    is the outcome, whatever the epoch is by then.
-3. A zombie. The next instance raises the epoch and aborts the next number in the same change, whether or not anything carries it. What
-   the zombie still writes under that number is aborted, even before the log has fenced it; its commit is too late, and a commit of
-   the number after that would be of another epoch: fenced.
+3. A zombie. The next instance raises the epoch and aborts the next number in the same change, whether or not anything carries it. A
+   zombie can have begun no later number: it goes on from n to n + 1 only when it was told how n ended, and who is of an older epoch is
+   told so only of what was committed (`ended`); of the number that the opening has aborted it hears that it is fenced. (Were it told
+   "aborted", it would write under numbers that the next instance commits.) So whatever it writes is aborted, fenced by the log or not.
 4. A batch of an aborted transaction comes late, from a socket's buffer or a retry. It carries a number that is decided: nobody gets it.
 5. A batch of a committed one comes again. All of them were acked, so it is a repeat (P-35), or fenced.
 6. A reader asks while a decided number moves from `aborted` to its block. The block has it before the producer's register loses it,
@@ -42,9 +43,11 @@ __all__ = [
     "TooManyAbortedError",
     "abort_next",
     "end",
+    "ended",
     "forget",
     "move_in",
     "name_producer",
+    "needs_block",
     "outcomes",
     "settle",
 ]
@@ -75,8 +78,13 @@ class Outcomes(NamedTuple):
         return None if number > self.decided else number not in self.aborted
 
 
+def needs_block(register: ProducerRegister, number: int) -> bool:
+    """Whether aborted numbers of the block of `number` may have been moved."""
+    return register.moved >= number // ABORTED_BLOCK * ABORTED_BLOCK and register.moved > 0
+
+
 def outcomes(register: ProducerRegister, number: int, block: AbortedRegister | None) -> Outcomes:
-    """What is known of the block of `number`. `block` is its register as read after `register`, needed if `number` <= `register.moved`."""
+    """What is known of the block of `number`. `block` is its register, read after `register`, if `needs_block`."""
     first = number // ABORTED_BLOCK * ABORTED_BLOCK
     last = first + ABORTED_BLOCK - 1
     moved = block.numbers if block is not None else ()
@@ -103,15 +111,21 @@ def end(name: str, number: int, *, epoch: int, commits: bool) -> Change:
         if number <= register.decided:
             return register
         if epoch != register.epoch:
-            raise FencedError(
-                f"another producer named {name!r} was opened: its transactions go on, this one's are aborted",
-                code="fenced",
-                hint="only one of a name goes on: end this one, or name it otherwise",
-            )
+            raise _fenced(name)
         _need_next(register, number)
         return msgspec.structs.replace(register, decided=number) if commits else abort_next(register)
 
     return change
+
+
+def ended(name: str, register: ProducerRegister, known: Outcomes, number: int, *, epoch: int) -> bool:
+    """What an instance is told of its transaction after `end` has led to `register`: whether it is committed. Raises FencedError: it
+    goes on with no other one (3)."""
+    is_committed = known.of(number)
+    assert is_committed is not None
+    if not is_committed and epoch != register.epoch:
+        raise _fenced(name)
+    return is_committed
 
 
 def settle(name: str, number: int) -> Change:
@@ -153,6 +167,14 @@ def name_producer(name: str) -> Callable[[TransactionalRegister | None], Transac
         return current if current is not None else TransactionalRegister(name)
 
     return change
+
+
+def _fenced(name: str) -> FencedError:
+    return FencedError(
+        f"another producer named {name!r} was opened: its transactions go on, this one's are aborted",
+        code="fenced",
+        hint="only one of a name goes on: end this one, or name it otherwise",
+    )
 
 
 def _need(name: str, current: ProducerRegister | None) -> ProducerRegister:

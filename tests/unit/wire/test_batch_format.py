@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import astuple
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONTROL, Batch, BatchHeader
+from streamq.model.batches import (
+    BATCH_HEADER_BYTES,
+    COMPRESSION_NONE,
+    COMPRESSION_ZSTD,
+    FLAG_CONTROL,
+    FLAG_TRANSACTIONAL,
+    Batch,
+    BatchHeader,
+)
 from streamq.model.errors import CorruptDataError
+from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX
 from streamq.wire.batch_format import BadBatchError, decode_header, encode_batch, encode_header, split_batches, stamp
 from streamq.wire.compression import compress, decompress
@@ -77,7 +86,10 @@ def test_batches_back_to_back_come_apart_again_and_a_cut_is_noticed(payloads: li
         {"sequence": 1 << 63},
         {"mark": 1 << 63},
         {"flags": FLAG_CONTROL},
-        {"flags": 4},
+        {"flags": 64},
+        {"flags": FLAG_TRANSACTIONAL, "mark": 0},
+        {"flags": FLAG_TRANSACTIONAL | FLAG_CONTROL, "mark": 1, "records": 1},
+        {"flags": FLAG_TRANSACTIONAL, "mark": 1, "producer": NO_PRODUCER},
     ],
 )
 def test_a_header_out_of_bounds_is_refused_even_with_a_right_checksum(change: dict[str, int]) -> None:
