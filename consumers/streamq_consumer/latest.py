@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 from streamq.client.settings import refuse_unless
 from streamq.client.times import Place
-from streamq_consumer.records import Record, Tip
+from streamq_consumer.records import Record
 
 __all__ = ["LAST_RECORDS_MAX", "in_time_order", "read_last"]
 
@@ -24,7 +24,7 @@ class _Consumer(Protocol):
     def position(self, topic: str, partition: int) -> int: ...
     def positions(self) -> Mapping[Place, int]: ...
     def seek(self, topic: str, partition: int, offset: int) -> None: ...
-    async def tips(self) -> dict[Place, Tip]: ...
+    async def ranges(self) -> dict[Place, tuple[int, int]]: ...
     async def fetch(self, max_records: int = 500, *, timeout: float = 1.0) -> list[Record]: ...
 
 
@@ -42,18 +42,18 @@ async def read_last(consumer: _Consumer, count: int, ends: Mapping[Place, int]) 
         hint=f"ask for at most {LAST_RECORDS_MAX // partitions}, or of fewer partitions",
     )
     before = dict(consumer.positions())
-    tips = await consumer.tips()
-    stops = {place: max(tip.start_offset, min(ends.get(place, tip.high_watermark), tip.high_watermark)) for place, tip in tips.items()}
+    known = await consumer.ranges()
+    stops = {place: max(start, min(ends.get(place, end), end)) for place, (start, end) in known.items()}
     held: dict[Place, list[Record]] = {place: [] for place in stops}
-    ranges = {place: (max(tips[place].start_offset, stop - count), stop) for place, stop in stops.items()}
+    ranges = {place: (max(known[place][0], stop - count), stop) for place, stop in stops.items()}
     try:
         while ranges:
             found = await _read_ranges(consumer, ranges)
             held = {place: [*found.get(place, ()), *records][-count:] if count else [] for place, records in held.items()}
             ranges = {
-                place: (max(tips[place].start_offset, first - FURTHER * (stops[place] - first)), first)
+                place: (max(known[place][0], first - FURTHER * (stops[place] - first)), first)
                 for place, (first, _) in ranges.items()
-                if first > tips[place].start_offset and len(held[place]) < count
+                if first > known[place][0] and len(held[place]) < count
             }
     except BaseException:
         for place, offset in before.items():

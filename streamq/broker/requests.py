@@ -54,6 +54,7 @@ from streamq.model.messages import (
     ReadMetrics,
     ReadOutcomes,
     ReadStable,
+    ReadStableHere,
     ReadTable,
     ReadTimes,
     ReadTip,
@@ -80,7 +81,7 @@ TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
 QUESTIONS: Final = (
     Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, ReadTimes, Copy, ReadTable, Attend, ListGroups, ReadGroup,
-    ReadOutcomes, ReadStable,
+    ReadOutcomes, ReadStable, ReadStableHere,
 )  # fmt: skip
 """Requests that change nothing: cancelled when their connection ends."""
 IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
@@ -126,6 +127,7 @@ class Requests:
             EndTransaction: self._end_transaction,
             ReadOutcomes: self._read_outcomes,
             ReadStable: self._read_stable,
+            ReadStableHere: self._read_stable_here,
             Copy: self._copy,
             ReadTable: self._read_table,
             TakeOver: self._take_over,
@@ -277,10 +279,12 @@ class Requests:
 
     async def _read_stable(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, ReadStable)
-        partition = self.node.partitions.get(frame.message.partition)
-        if partition is None:
-            raise unknown_partition(frame.message.partition)
-        return await self.transactions.stable(partition)
+        return await self.transactions.stable(frame.message.topic, frame.message.index)
+
+    async def _read_stable_here(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, ReadStableHere)
+        need_broker(session)
+        return await self.transactions.stable_here(frame.message.partition, frame.message.tip)
 
     # --- brokers
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import msgspec
 import trio
 
 from streamq.broker.each import each
 from streamq.broker.node import Node
-from streamq.broker.partition import Partition
+from streamq.broker.partition import unknown_partition
+from streamq.broker.tips import read_tip
 from streamq.broker.topics import TOPIC_NAME
 from streamq.metadata.changes import open_producer
 from streamq.metadata.transactions import (
@@ -31,10 +33,10 @@ from streamq.metadata.transactions import (
     outcomes,
     settle,
 )
-from streamq.model.errors import NotFoundError, RefusedError, UnavailableError
-from streamq.model.ids import ProducerId
+from streamq.model.errors import NotFoundError, RefusedError, StreamqError, UnavailableError
+from streamq.model.ids import PartitionId, ProducerId
 from streamq.model.limits import NAME_CHARS_MAX, NAMED_PRODUCERS_MAX, TRANSACTION_MS_MAX, TRANSACTION_MS_MIN
-from streamq.model.messages import EndTransaction, OpenProducer, ProducerOpened, StableRead
+from streamq.model.messages import EndTransaction, OpenProducer, ProducerOpened, ReadStableHere, StableRead
 from streamq.model.registers import ProducerRegister, producer_key
 from streamq.model.transactions import ABORTED_BLOCK, AbortedRegister, Transaction, TransactionalRegister, aborted_key, transactional_key
 
@@ -50,6 +52,9 @@ VOTED_S: Final = 0.002
 NAMES_KEPT_MAX: Final = NAMED_PRODUCERS_MAX
 BLOCKS_KEPT_MAX: Final = 2_000
 READ_AT_ONCE: Final = 16
+TIP_DEADLINE_S: Final = 2.0
+FOLD_S: Final = 0.5
+"""How long a replica is waited for whose table is behind the tip."""
 
 
 class Transactions:
@@ -144,18 +149,52 @@ class Transactions:
                         await trio.sleep(VOTED_S)
                     pause_s = min(2 * pause_s, POLL_S_MAX)
 
-    async def stable(self, partition: Partition) -> StableRead:
-        """The last stable offset of a replica here, as far as its idempotence table is folded (P-34)."""
+    async def stable(self, topic: str, index: int) -> StableRead:
+        """The last stable offset of a partition: whatever was acked before the call, and is decided, with all before it, lies below it.
+
+        Raises NotFoundError, UnavailableError.
+        """
+        node = self._node
+        read, register = await read_tip(node, topic, index, deadline_s=TIP_DEADLINE_S)
+        tip, start = read.high_watermark, read.start_offset
+        failure: StreamqError = UnavailableError(f"no replica of {topic}/{index} tells its last stable offset", code="unavailable")
+        holders = sorted(register.last.replicas, key=lambda m: (m.broker != node.broker, m.broker != register.last.sequencer))
+        for member in holders:
+            try:
+                if member.broker == node.broker:
+                    return msgspec.structs.replace(await self.stable_here(register.id, tip), start_offset=start)
+                answer = await node.peers.request(member.broker, ReadStableHere(register.id, tip), 2 * FOLD_S)
+                if isinstance(answer, StableRead):
+                    return msgspec.structs.replace(answer, start_offset=start)
+            except StreamqError as error:
+                failure = error
+        raise failure
+
+    async def stable_here(self, partition_id: PartitionId, tip: int) -> StableRead:
+        """From the idempotence table of the replica here (P-34), once it is folded to `tip`. Raises UnavailableError if it is not, soon."""
+        partition = self._node.partitions.get(partition_id)
+        if partition is None:
+            raise unknown_partition(partition_id)
+        until = trio.current_time() + FOLD_S
         await partition.fold()
-        table = partition.replica.table
-        begun = sorted((begun.base, producer, begun) for producer, begun in table.transactions())
-        tip = table.position
-        for base, producer, first in begun:
+        while partition.replica.table.position < tip:
+            if trio.current_time() >= until:
+                behind = f"{partition.name} is known to {partition.replica.table.position} on broker {self._node.broker}, not to {tip}"
+                raise UnavailableError(behind, code="not_replica")
+            await trio.sleep(POLL_S)
+            await partition.fold()
+        for base, producer, first in sorted((begun.base, name, begun) for name, begun in partition.replica.table.transactions()):
             transaction = Transaction(producer, first.number)
-            found = await self.outcomes(transaction, began_ms=first.append_time, wait_s=0.0)
-            if found.of(first.number) is None:
-                return StableRead(base, transaction, await self._name_of(producer), first.append_time)
-        return StableRead(tip)
+            if base < tip and (await self._outcome(transaction, first.append_time)) is None:
+                name = await self._name_of(producer)
+                return StableRead(base, tip, transaction=transaction, name=name, began_ms=first.append_time)
+        return StableRead(tip, tip)
+
+    async def _outcome(self, transaction: Transaction, began_ms: int) -> bool | None:
+        try:
+            return (await self.outcomes(transaction, began_ms=began_ms, wait_s=0.0)).of(transaction.number)
+        except NotFoundError:
+            return False  # no transaction of anybody's; consumers leave it out
 
     def on_voted(self, key: str) -> None:
         """The acceptor of this broker has taken a value of this register; it may become what it says."""

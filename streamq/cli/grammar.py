@@ -270,6 +270,7 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     tail.add_argument("--key", metavar="KEY", help="only records with this key")
     tail.add_argument("--grep", metavar="REGEX", help="only records whose value matches")
     tail.add_argument("--broker", metavar="ID", help="read the data from this replica")
+    tail.add_argument("--uncommitted", action="store_true", help="also what belongs to open and aborted transactions")
     tail.add_argument("-F", "--format", metavar="FORMAT", help="print each record so, for example '%%t/%%p@%%o %%k %%v\\n'")
 
 

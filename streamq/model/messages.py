@@ -582,19 +582,29 @@ class OutcomesRead(Message, frozen=True, tag=143):
 
 
 class ReadStable(Message, frozen=True, tag=144):
-    """To a replica. Answered by `StableRead`."""
+    """The last stable offset of a partition, by a quorum read of the tip. To any broker. Answered by `StableRead`."""
 
-    partition: Id16
+    topic: Name
+    index: U63
 
 
 class StableRead(Message, frozen=True, tag=145):
-    """The last stable offset: below it every transaction is decided, as far as this replica knows the log. `transaction` is the open one
-    that begins there, of the producer `name`; None if there is none, and then it is the high watermark."""
+    """Below `offset` every transaction is decided, and `tip` was the high watermark. `transaction` is the open one that begins at the
+    offset, of the producer `name`, at `began_ms`; None if there is none, and then the two offsets are equal."""
 
     offset: U63
+    tip: U63
+    start_offset: U63 = 0
     transaction: Transaction | None = None
     name: Name = ""
     began_ms: U63 = 0
+
+
+class ReadStableHere(Message, frozen=True, tag=146):
+    """To a replica: the same, of the log below `tip`, a high watermark. Answered by `StableRead`."""
+
+    partition: Id16
+    tip: U63
 
 
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
@@ -794,7 +804,8 @@ AnyMessage = (
     | ReadTip | TipRead | FindOffset | OffsetFound | Subscribe | Credit | Unsubscribe | Records | ReadTimes | TimesRead
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
     | ReadTable | Table | KeepTable
-    | OpenProducer | ProducerOpened | EndTransaction | TransactionEnded | ReadOutcomes | OutcomesRead | ReadStable | StableRead
+    | OpenProducer | ProducerOpened
+    | EndTransaction | TransactionEnded | ReadOutcomes | OutcomesRead | ReadStable | StableRead | ReadStableHere
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
     | JoinGroup | GroupView | Attend | CommitPositions | Committed | LeaveGroup | ListGroups | Groups | ReadGroup | GroupRead
     | PlaceGroup | DeleteGroup
