@@ -28,7 +28,8 @@ ASK_S: Final = 2.0
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 0.5
 BLOCKS_KEPT_MAX: Final = 1_000
-ASKED_AT_ONCE_MAX: Final = 16
+ASKED_AT_ONCE_MAX: Final = 128
+"""Questions about open transactions take as long as these; more wait their turn."""
 
 
 class Outcomes:

@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 WAIT_MS_MAX: Final = 30_000
 POLL_S: Final = 0.02
-POLL_S_MAX: Final = 0.2
+POLL_S_MAX: Final = 1.0
+"""A broker that votes is woken by what it votes for, which is nearly always sooner."""
 VOTED_S: Final = 0.002
 """After a vote, until the value may be expected to be chosen: a read in between would have to complete it, and get in its way."""
 NAMES_KEPT_MAX: Final = NAMED_PRODUCERS_MAX

@@ -11,9 +11,11 @@ import trio
 from streamq.metadata.transactions import ABORTED_KEPT_MAX
 from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError
 from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, ReadStable, StableRead, TopicCreated
+from streamq.testing import cluster as thread_cluster
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, Record
-from streamq_producer import Producer
+from streamq_consumer import sync as sync_consumer
+from streamq_producer import Producer, sync
 
 PARTITIONS = 2
 
@@ -54,8 +56,7 @@ async def committed(made: ClusterInProcess) -> dict[int, int | None]:
 
 
 async def stable(producer: Producer, partition: int) -> StableRead:
-    view = (await producer._cluster.topic("out")).partitions[partition]
-    return await producer._cluster.request(ReadStable(view.id), StableRead, broker=view.sequencer or view.replicas[0])
+    return await producer._cluster.request(ReadStable("out", partition), StableRead)
 
 
 async def test_all_of_it_is_read_when_it_is_committed_and_nothing_before() -> None:
@@ -285,3 +286,38 @@ async def test_what_makes_no_sense_is_refused() -> None:
                         pass
                 with pytest.raises(RefusedError):
                     await producer.send("out", b"x", partition=0, position=3)
+
+
+def test_the_blocking_twins_have_transactions_with_positions() -> None:
+    with thread_cluster(brokers=3) as made:
+        for topic in ("in", "out"):
+            made.create_topic(topic)
+        with sync.Producer(made.bootstrap) as source:
+            for i in range(6):
+                source.send("in", str(i).encode())
+        with (
+            sync.Producer(made.bootstrap, name="p", transactional=True) as producer,
+            sync_consumer.Consumer(made.bootstrap, topics=["in"], group="g", auto_commit=False) as consumer,
+        ):
+            with pytest.raises(ZeroDivisionError), producer.transaction(consumer):
+                producer.send("out", next(iter(consumer)).value, partition=0)
+                raise ZeroDivisionError
+            with producer.transaction(consumer) as first:
+                for record in consumer:  # iteration takes over more than it hands out
+                    producer.enqueue("out", record.value, partition=0)
+                    if record.offset == 2:
+                        break
+            assert first.name is not None
+            with producer.transaction(consumer):
+                for record in consumer.fetch(2, timeout=5):
+                    producer.enqueue("out", record.value, partition=0)
+            with producer.transaction(consumer) as given_up:
+                for record in consumer.fetch(2, timeout=5):
+                    producer.enqueue("out", record.value, partition=0)
+                given_up.abort()
+        with sync_consumer.Consumer(made.bootstrap, topics=["out"]) as reader:
+            assert [record.value for record in reader.last(100)] == [b"0", b"1", b"2", b"3", b"4"]
+            assert reader.stable("out", 0).offset == reader.tip("out", 0).high_watermark
+            assert set(reader.stables()) == set(reader.ranges()) == {("out", 0)}
+        with sync_consumer.Consumer(made.bootstrap, topics=["in"], group="g", auto_commit=False) as again:
+            assert [record.value for record in again.fetch(timeout=5)] == [b"5"]
