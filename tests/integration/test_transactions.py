@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from streamq_producer.sync import Producer
 from tests.integration.local import LocalCluster, environment, local_cluster, wait_until
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "consume_transform_produce.py"
@@ -101,6 +102,26 @@ def transform_under_kills(cluster: LocalCluster, log: Path, *, records: int, kil
 def test_killed_with_brokers_and_started_again_each_order_has_one_invoice(tmp_path: Path) -> None:
     with local_cluster(3) as cluster:
         transform_under_kills(cluster, tmp_path / "log", records=2_000, kills=7, rng=random.Random(3))
+
+
+def test_commands_tell_what_an_open_transaction_holds_back() -> None:
+    with local_cluster(3) as cluster:
+        cluster.run("topic", "create", "t")
+        with Producer(cluster.bootstrap, name="teller", transactional=True) as producer, Producer(cluster.bootstrap) as other:
+            other.send("t", b"before")
+            with producer.transaction() as transaction:
+                producer.send("t", b"open", partition=0)
+                other.send("t", b"behind")
+                assert cluster.tail("t") == [b"before"]
+                assert cluster.run("tail", "t").stdout == b"before\n"
+                assert cluster.tail("t", "--uncommitted") == [b"before", b"open", b"behind"]
+                [row] = cluster.describe("t")
+                assert (row["stable_offset"], row["open_transaction"]["producer"]) == (2, "teller")
+                assert "holds back what lies at 2" in cluster.run("topic", "describe", "t").stderr.decode()
+                transaction.abort()
+            assert cluster.tail("t") == [b"before", b"behind"]
+            [row] = cluster.describe("t")
+            assert (row["stable_offset"], row["open_transaction"]) == (row["high_watermark"], None)
 
 
 @pytest.mark.long
