@@ -4,6 +4,7 @@
 
 Two tables folded over the same headers answer alike, on whatever replica, because nothing but the headers goes in: an entry expires when
 the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch (of a named producer `NAMED_PRODUCER_EXPIRY_MS`).
+Records with an id (`log.record_ids`) and the highest fencing token are folded beside the producers.
 Append times never fall, so an entry that has expired once stays expired, and dropping it from memory earlier or later changes no answer.
 The fold refuses nothing: refusing is the sequencer's part, which judges a batch before it assigns.
 
@@ -26,10 +27,11 @@ from itertools import chain
 
 import msgspec
 
+from streamq.log.record_ids import RecordIds
 from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER, ProducerId
 from streamq.model.limits import DEDUP_BATCHES, NAMED_PRODUCER_EXPIRY_MS, PRODUCER_EXPIRY_MS
-from streamq.model.tables import Place, ProducerSnapshot, TableSnapshot
+from streamq.model.tables import Place, ProducerSnapshot, StoredId, TableSnapshot
 
 __all__ = [
     "Fenced",
@@ -110,8 +112,9 @@ class Producer:
         return begun
 
     def _take_name(self, header: BatchHeader) -> None:
-        self.mark = max(self.mark, header.mark)
-        self.is_named = self.is_named or header.mark > 0 or header.is_control
+        mark = 0 if header.is_fenced else header.mark
+        self.mark = max(self.mark, mark)
+        self.is_named = self.is_named or mark > 0 or header.is_control
 
     def place_of(self, sequence: int) -> Place | None:
         back = self.last_sequence - sequence
@@ -152,6 +155,8 @@ class IdempotenceTable:
         self.last_append_time = 0
         self._producers: OrderedDict[ProducerId, Producer] = OrderedDict()  # a dict would scan its holes to find the oldest
         self._named: OrderedDict[ProducerId, Producer] = OrderedDict()
+        self.ids = RecordIds()
+        self.fencing_token = 0
 
     @property
     def producers(self) -> int:
@@ -170,6 +175,12 @@ class IdempotenceTable:
         at = header.append_time
         if at > self.last_append_time:
             self.last_append_time = at
+        self.ids.expire(self.last_append_time)
+        if header.is_fenced:
+            self.fencing_token = max(self.fencing_token, header.mark)
+        if header.is_identified:
+            self.ids.add(StoredId(header.producer, header.base, at, header.mark))
+            return
         if header.producer == NO_PRODUCER:
             return
         place = Place(header.sequence, header.base, header.records, at)
@@ -199,6 +210,8 @@ class IdempotenceTable:
                 ProducerSnapshot(name, p.epoch, p.last_sequence, p.append_time, tuple(p.places), p.mark, p.is_named)
                 for name, p in sorted(self._entries(), key=lambda entry: entry[1].append_time)
             ),
+            self.ids.snapshot(),
+            self.fencing_token,
         )
 
     @classmethod
@@ -209,12 +222,14 @@ class IdempotenceTable:
             entries = table._named if p.named else table._producers
             places = deque(p.places, DEDUP_BATCHES)
             entries[p.producer] = Producer(p.epoch, p.last_sequence, p.append_time, places, mark=p.mark, is_named=p.named)
+        table.ids, table.fencing_token = RecordIds(snapshot.ids), snapshot.fencing_token
         return table
 
     def become(self, other: "IdempotenceTable") -> None:
         """Takes the place of what was here; `other` must not be used any more."""
         self.position, self.last_append_time = other.position, other.last_append_time
         self._producers, self._named = other._producers, other._named
+        self.ids, self.fencing_token = other.ids, other.fencing_token
 
     def _entries(self) -> Iterator[tuple[ProducerId, Producer]]:
         return chain(self._producers.items(), self._named.items())
