@@ -91,7 +91,7 @@ class UnknownOutcomeError(StreamqError):
 
 
 class FencedError(StreamqError):
-    """A newer producer of the same id has taken this one's place (P-35). Nothing was stored."""
+    """A newer producer of the same id has taken this one's place (P-35), or an append with a higher token is stored. Nothing was stored."""
 
     exit_code = 7
 
