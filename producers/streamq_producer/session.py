@@ -196,14 +196,16 @@ class PartitionSession:
         if not is_present:
             return self._go_on(now)
         entry.is_out = False
-        self._reason = error_of(nack.code, nack.message, sequencer=nack.sequencer)
+        code = "precondition_failed" if nack.code == "past_the_end" else nack.code
+        self._reason = error_of(code, nack.message, sequencer=nack.sequencer)
         if self._name and isinstance(self._reason, FencedError):
             self._reason = _fenced(self._name)
         effects: list[Effect] = []
         if nack.code == "sequence_gap" and self._is_numbered:
             self._on_gap(entry, now)
         elif self._is_final(nack.code):
-            # Said of a batch that is new to who knows all that is stored: no earlier try of it was, nor can be any more.
+            # Said of a batch that is new to who knows all that is stored: no earlier try of it was, nor can be any more. (Of an offset
+            # past the end the latter is not so.)
             is_said_of_new = nack.code == "precondition_failed" or (nack.code == "fenced" and not self._name)  # by a fencing token
             is_certain = is_said_of_new or not entry.may_be_stored
             effects.append(self._fail(entry, self._reason if is_certain else _unknown(self._reason)))

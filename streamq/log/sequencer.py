@@ -240,12 +240,14 @@ class Sequencer:
 
         What is below the high watermark is there for ever, and so is the refusal. What is in flight may yet be void: a refusal for its sake
         would be one for nothing, so the producer is to ask again until that is decided. An offset past the next one may exist at a
-        sequencer that has deposed this one.
+        sequencer that has deposed this one, and does not stay past it: another copy of the batch that comes later may be stored.
         """
         if self.high_watermark <= expected < self.next_offset:
             return Refused("conflict", f"whether offset {expected} is free is not decided yet")
         message = f"offset {expected} was expected to be the next, and {self.next_offset} is"
-        return Refused("precondition_failed", message, is_doubtful=expected > self.next_offset)
+        if expected > self.next_offset:
+            return Refused("past_the_end", message, is_doubtful=True)
+        return Refused("precondition_failed", message)
 
     def _known(self, producer: ProducerId, at: int) -> Producer | None:
         own = self._overlay.get(producer)

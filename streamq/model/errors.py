@@ -190,6 +190,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "group_in_use": AlreadyExistsError,
     "topic_exists": AlreadyExistsError,
     "precondition_failed": AlreadyExistsError,
+    "past_the_end": AlreadyExistsError,
     "wrong_directory": AlreadyExistsError,
     "wrong_cluster": AlreadyExistsError,
     "offset_trimmed": OffsetError,

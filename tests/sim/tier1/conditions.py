@@ -1,5 +1,6 @@
 """Producers whose batches are stored on a condition or not at all: records with ids, appends at an offset or with a fencing token."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from streamq.model.batches import FLAG_CONDITIONAL, FLAG_FENCED, FLAG_IDENTIFIED, BatchHeader
@@ -15,7 +16,7 @@ __all__ = ["Appender", "Identifier", "producer_of"]
 
 IDS_SHARED = 6
 """Any of so many that were used last is used again, by whomever."""
-REFUSED = ("fenced", "precondition_failed")
+REFUSED = ("fenced", "precondition_failed", "past_the_end")
 
 
 def producer_of(world: "World", plan: ProducerPlan) -> Producer:
@@ -74,13 +75,14 @@ class Identifier(_OneByOne):
 
 class Appender(_OneByOne):
     """One writer of several, each of which may believe to be the only one. It has one batch under way, and goes on under a higher producer
-    epoch after a refusal, as a producer does: so what was refused can't come late."""
+    epoch after a refusal, as a producer does."""
 
     def __init__(self, world: "World", plan: ProducerPlan) -> None:
         super().__init__(world, plan)
         self.token = self._next_token()
         self._epoch = 0
         self._sequence = 0
+        self._tries = 0
 
     def _next_token(self) -> int:
         self.ledger.tokens_given += 1
@@ -88,6 +90,7 @@ class Appender(_OneByOne):
 
     def header(self) -> BatchHeader:
         world, random = self.world, self.world.random
+        self._tries = 0
         world.marks += 1
         flags = random.choice((FLAG_CONDITIONAL, FLAG_FENCED, FLAG_FENCED, FLAG_CONDITIONAL | FLAG_FENCED))
         if random.random() < 0.15:
@@ -99,6 +102,10 @@ class Appender(_OneByOne):
             self.partition, 1 + random.randrange(3), 0, 0, world.marks, self.identity, self._epoch, self._sequence, 0, 0, 0, base, 0,
             flags=flags, mark=mark,
         )  # fmt: skip
+
+    def _send(self, sequences: Sequence[int]) -> bool:
+        self._tries += 1
+        return super()._send(sequences)
 
     def _on_ack(self, pending: Pending, ack: Ack) -> None:
         super()._on_ack(pending, ack)
@@ -120,8 +127,12 @@ class Appender(_OneByOne):
         pending = self.pending.pop(sequence)
         header = pending.header
         self.world.counters[f"append_{code}"] += 1
-        self.world.checks.on_refused(self.plan.partition, header, code, pending.floor)
-        self.refused.add(batch_id(header))
+        if code != "past_the_end":
+            self.world.checks.on_refused(self.plan.partition, header, code, pending.floor)
+        if code != "past_the_end" or (self._tries == 1 and not self.plan.strays and self.world.plan.network.is_ordered):
+            self.refused.add(batch_id(header))
+        else:
+            self.unknown += 1  # the end moves, and another copy that comes late may find its offset
         self._epoch, self._sequence = self._epoch + 1, 0
         if code == "fenced" and self.world.random.random() < 0.6:
             self.token = self._next_token()

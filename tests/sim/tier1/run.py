@@ -19,7 +19,7 @@ MUST_HAPPEN = (
     "register_conflicts", "readmissions", "retries", "duplicates_refused", "unknown_outcomes",
     "fenced", "trims", "failed_syncs", "damage_mended",
     "ids_new", "ids_known", "ids_again", "appended_at_offset", "appended_with_token", "append_conflicts", "append_fenced",
-    "append_precondition_failed",
+    "append_precondition_failed", "append_past_the_end",
 )  # fmt: skip
 """Counters that have to be above zero over all seeds of a run, or it has proved nothing (pitfall 60)."""
 

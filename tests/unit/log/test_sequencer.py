@@ -72,7 +72,7 @@ def test_what_is_in_flight_refuses_nobody_for_good() -> None:
 def test_an_offset_past_the_end_may_exist_at_a_newer_sequencer() -> None:
     refused = sequencer().on_produce(wants(101), "a", 1)
     assert isinstance(refused, Refused)
-    assert (refused.code, refused.is_doubtful) == ("precondition_failed", True)
+    assert (refused.code, refused.is_doubtful) == ("past_the_end", True)
 
 
 # --- ids of records

@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from streamq.model.errors import FencedError, NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import AlreadyExistsError, FencedError, NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.messages import Ack, Nack
 from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open, Transmit
@@ -235,6 +235,21 @@ def test_a_lower_fencing_token_is_refused_for_certain_even_after_a_broken_connec
         session.on_lost("b1", LOST, 0.0)
         session.on_opened(session.target, 0.1)
         assert failed(session.on_nack(Nack(batches[0].tickets[-1], "fenced", "", ""), 0.2)) == {0: expected}
+
+
+def test_an_offset_past_the_end_is_refused_for_certain_only_if_nothing_else_of_the_batch_is_on_its_way() -> None:
+    """The end moves, and an earlier try that comes late may find its offset. What is taken stays taken."""
+    for code, in_doubt in (("past_the_end", UnknownOutcomeError), ("precondition_failed", AlreadyExistsError)):
+        session = make_session()
+        (ticket,) = sending(session, entries(1))
+        (refused,) = session.on_nack(Nack(ticket, code, "", ""), 0.0)
+        assert isinstance(refused, Failed)
+        assert refused.error.code == "precondition_failed"
+        session = make_session()
+        sending(session, batches := entries(1))
+        session.on_lost("b1", LOST, 0.0)
+        session.on_opened(session.target, 0.1)
+        assert failed(session.on_nack(Nack(batches[0].tickets[-1], code, "", ""), 0.2)) == {0: in_doubt}
 
 
 def test_a_topic_is_gone_when_metadata_and_a_broker_say_so() -> None:
