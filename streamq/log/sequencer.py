@@ -181,8 +181,9 @@ class Sequencer:
         at = max(now_ms, self.last_append_time)
         if header.flags and (fault := fault_of_flags(header)):
             return Refused("bad_request", fault)
-        producer = NO_PRODUCER if header.is_identified else header.producer
-        if header.is_identified:
+        is_identified, is_fenced = header.is_identified, header.is_fenced
+        producer = NO_PRODUCER if is_identified else header.producer
+        if is_identified:
             if answer := self._on_identified(header, ticket, at):
                 return answer
         elif producer != NO_PRODUCER:
@@ -194,7 +195,7 @@ class Sequencer:
                 return refusal
         if len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX:
             return Refused("busy", f"{BATCHES_IN_FLIGHT_MAX} batches of this partition are in flight")
-        if header.is_fenced and header.mark < self._token:
+        if is_fenced and header.mark < self._token:
             return self._below_token(header.mark)
         if header.is_conditional and header.base != self.next_offset:
             return self._not_expected(header.base)
@@ -204,9 +205,9 @@ class Sequencer:
         flight = _InFlight(base, end, at, producer, ticket)
         self._in_flight.append(flight)
         self._by_base[base] = flight
-        if header.is_fenced:
+        if is_fenced:
             self._token = flight.token = header.mark
-        if header.is_identified:
+        if is_identified:
             flight.is_identified = True
             self._ids.add(StoredId(header.producer, base, at, self.dedup_ms))
             return Assigned(self.epoch, base, at, self.dedup_ms)
