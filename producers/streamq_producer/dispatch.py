@@ -117,12 +117,23 @@ class Dispatcher:
         """Sends the opening of a named producer; `lane.opened` tells what becomes of it."""
         self._add(lane, lane.opening(timestamp, anyio.current_time()))
 
-    def append(self, lane: Lane, rows: list[Row], raw_bytes: int, expected_offset: int, timestamp: int) -> BatchOutcome:
-        """Sends these as one batch for this very offset, behind what the lane has taken before."""
+    def append(
+        self, lane: Lane, rows: list[Row], raw_bytes: int, timestamp: int, *, expected_offset: int | None, fencing_token: int | None
+    ) -> BatchOutcome:
+        """Sends these as one batch, behind what the lane has taken before, to be stored on these conditions."""
         if lane.rows:
             self._close_batch(lane)
         self.buffered_bytes += raw_bytes
-        entry = lane.conditional(rows, raw_bytes, expected_offset, timestamp, anyio.current_time())
+        now = anyio.current_time()
+        entry = lane.append(rows, raw_bytes, timestamp, now, expected_offset=expected_offset, fencing_token=fencing_token)
+        self._add(lane, entry)
+        return _batch(entry).outcome
+
+    def send_identified(self, lane: Lane, row: Row, size: int, timestamp: int, *, hashed: bytes) -> BatchOutcome:
+        """Sends a record that has an id, in the lane for these."""
+        self.buffered_bytes += size
+        entry = lane.identified(row, size, timestamp, anyio.current_time(), hashed=hashed)
+        self._metrics.closed(_batch(entry).header)
         self._add(lane, entry)
         return _batch(entry).outcome
 

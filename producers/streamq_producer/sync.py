@@ -97,10 +97,11 @@ class Producer:
         timestamp: int | None = None,
         partition: int | None = None,
         position: int | None = None,
+        id: bytes | None = None,
     ) -> Receipt:
         async def send() -> Receipt:
             return await self._producer.send(
-                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position
+                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position, id=id
             )
 
         return self._open.call(send)
@@ -115,10 +116,11 @@ class Producer:
         timestamp: int | None = None,
         partition: int | None = None,
         position: int | None = None,
+        id: bytes | None = None,
     ) -> Delivery:
         async def enqueue() -> AsyncDelivery:
             return await self._producer.enqueue(
-                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position
+                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position, id=id
             )
 
         portal = self._open
@@ -149,12 +151,15 @@ class Producer:
         partition: int,
         values: Sequence[bytes],
         *,
-        expected_offset: int,
+        expected_offset: int | None = None,
+        fencing_token: int | None = None,
         keys: Sequence[bytes | None] | None = None,
         headers: Mapping[str, bytes] | None = None,
     ) -> Receipt:
         async def append() -> Receipt:
-            return await self._producer.append(topic, partition, values, expected_offset=expected_offset, keys=keys, headers=headers)
+            return await self._producer.append(
+                topic, partition, values, expected_offset=expected_offset, fencing_token=fencing_token, keys=keys, headers=headers
+            )
 
         return self._open.call(append)
 
@@ -244,9 +249,10 @@ class TypedTopic(Generic[T]):
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        id: bytes | None = None,
     ) -> Receipt:
         data = encoded(self._codec, value)
-        return self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        return self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition, id=id)
 
     def enqueue(
         self,
@@ -256,9 +262,10 @@ class TypedTopic(Generic[T]):
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        id: bytes | None = None,
     ) -> Delivery:
         data = encoded(self._codec, value)
-        return self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        return self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition, id=id)
 
     def enqueue_many(
         self,

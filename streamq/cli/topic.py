@@ -13,7 +13,7 @@ from streamq.cli.confirm import confirm
 from streamq.cli.output import EXIT_PARTLY, Style, json_line, note, print_error, print_rows, size, span, survival
 from streamq.cli.settings import find_bootstrap
 from streamq.model.errors import RefusedError, StreamqError
-from streamq.model.limits import PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN
+from streamq.model.limits import DEDUP_MS_MAX, DEDUP_MS_MIN, PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN
 from streamq.model.messages import (
     CreateTopic,
     DeleteTopic,
@@ -29,7 +29,7 @@ from streamq.model.messages import (
 from streamq.model.quorum import Quorum, majority
 from streamq.model.registers import TopicRegister
 
-__all__ = ["check_name", "create", "describe", "ls", "print_survival", "retention_text", "rm", "topic_request"]
+__all__ = ["check_name", "check_window", "create", "describe", "ls", "print_survival", "retention_text", "rm", "topic_request"]
 
 DESCRIBERS_MAX = 8
 """Partitions of one topic that are asked about at a time, each over a connection of its own."""
@@ -54,6 +54,7 @@ def topic_request(
     durability: str = "fsync",
     retention_bytes: int | None = None,
     retention_ms: int | None = None,
+    dedup_ms: int | None = None,
 ) -> CreateTopic:
     """The request, checked as far as it can be without the cluster. Raises RefusedError with a valid example."""
     check_name(name)
@@ -78,6 +79,7 @@ def topic_request(
         if given is not None and given < least:
             text = size(least) if least == RETENTION_BYTES_MIN else span(least)
             raise RefusedError(f"{option} is at least {text}", code="bad_request", hint="leave it out to keep records for ever")
+    check_window(dedup_ms)
     return CreateTopic(
         name=name,
         partitions=partitions,
@@ -87,7 +89,15 @@ def topic_request(
         durability="memory" if durability == "memory" else "fsync",
         retention_bytes=retention_bytes,
         retention_ms=retention_ms,
+        dedup_ms=dedup_ms,
     )
+
+
+def check_window(dedup_ms: int | None) -> None:
+    """Raises RefusedError for a window that the broker would not take."""
+    if dedup_ms and not DEDUP_MS_MIN <= dedup_ms <= DEDUP_MS_MAX:
+        limits = f"{span(DEDUP_MS_MIN)} to {span(DEDUP_MS_MAX)}"
+        raise RefusedError(f"--dedup-window is {limits}", code="bad_request", hint="or none: records with ids are refused")
 
 
 def _valid_example(name: str, replicas: int) -> str:
@@ -105,6 +115,7 @@ def create(options: argparse.Namespace) -> int:
         durability=options.durability,
         retention_bytes=options.retention_bytes,
         retention_ms=options.retention_time,
+        dedup_ms=options.dedup_window,
     )
     with Admin(find_bootstrap(flag=options.bootstrap, profile=options.profile)) as admin:
         topic = admin.ask(request, TopicCreated, is_change=True).topic
@@ -209,6 +220,7 @@ def _topic_row(topic: TopicRegister) -> dict[str, object]:
         "durability": topic.durability,
         "retention_bytes": topic.retention_bytes,
         "retention_ms": topic.retention_ms,
+        "dedup_ms": topic.dedup_ms,
         "created": created.isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
 
@@ -247,7 +259,7 @@ def _replica_text(replica: dict[str, object]) -> str:
 
 def _settings_text(topic: TopicRegister) -> str:
     quorums = f"{topic.replicas} replica(s), write quorum {topic.write}, read quorum {topic.read}, durability {topic.durability}"
-    return f"{quorums}, {retention_text(topic)}"
+    return f"{quorums}, {retention_text(topic)}, ids of records {f'count for {span(topic.dedup_ms)}' if topic.dedup_ms else 'are refused'}"
 
 
 def retention_text(topic: TopicRegister) -> str:

@@ -5,6 +5,7 @@
 
 Two tables folded over the same headers answer alike, on whatever replica, because nothing but the headers goes in: an entry expires when
 the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch (of a named producer `NAMED_PRODUCER_EXPIRY_MS`).
+Records with an id (`log.record_ids`) and the highest fencing token are folded beside the producers.
 Append times never fall, so an entry that has expired once stays expired, and dropping it from memory earlier or later changes no answer.
 The fold refuses nothing: refusing is the sequencer's part, which judges a batch before it assigns.
 
@@ -27,10 +28,11 @@ from itertools import chain
 
 import msgspec
 
+from streamq.log.record_ids import RecordIds
 from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER, ProducerId
 from streamq.model.limits import DEDUP_BATCHES, NAMED_PRODUCER_EXPIRY_MS, PRODUCER_EXPIRY_MS
-from streamq.model.tables import NEVER_BEGUN, Begun, Place, ProducerSnapshot, TableSnapshot
+from streamq.model.tables import NEVER_BEGUN, Begun, Place, ProducerSnapshot, StoredId, TableSnapshot
 
 __all__ = [
     "Begun",
@@ -131,6 +133,8 @@ class Producer:
         return begun
 
     def _take_name(self, header: BatchHeader, place: Place) -> None:
+        if header.is_fenced:
+            return  # its mark is a token
         self.is_named = self.is_named or header.mark > 0 or header.is_control
         if not header.is_transactional:
             self.mark = max(self.mark, header.mark)
@@ -176,6 +180,8 @@ class IdempotenceTable:
         self.last_append_time = 0
         self._producers: OrderedDict[ProducerId, Producer] = OrderedDict()  # a dict would scan its holes to find the oldest
         self._named: OrderedDict[ProducerId, Producer] = OrderedDict()
+        self.ids = RecordIds()
+        self.fencing_token = 0
 
     @property
     def producers(self) -> int:
@@ -194,6 +200,12 @@ class IdempotenceTable:
         at = header.append_time
         if at > self.last_append_time:
             self.last_append_time = at
+        self.ids.expire(self.last_append_time)
+        if header.is_fenced:
+            self.fencing_token = max(self.fencing_token, header.mark)
+        if header.is_identified:
+            self.ids.add(StoredId(header.producer, header.base, at, header.mark))
+            return
         if header.producer == NO_PRODUCER:
             return
         place = Place(header.sequence, header.base, header.records, at)
@@ -229,6 +241,8 @@ class IdempotenceTable:
                 ProducerSnapshot(name, p.epoch, p.last_sequence, p.append_time, tuple(p.places), p.mark, p.is_named, p.transaction)
                 for name, p in sorted(self._entries(), key=lambda entry: entry[1].append_time)
             ),
+            self.ids.snapshot(),
+            self.fencing_token,
         )
 
     @classmethod
@@ -241,12 +255,14 @@ class IdempotenceTable:
             entries[p.producer] = Producer(
                 p.epoch, p.last_sequence, p.append_time, places, mark=p.mark, is_named=p.named, transaction=p.transaction
             )
+        table.ids, table.fencing_token = RecordIds(snapshot.ids), snapshot.fencing_token
         return table
 
     def become(self, other: "IdempotenceTable") -> None:
         """Takes the place of what was here; `other` must not be used any more."""
         self.position, self.last_append_time = other.position, other.last_append_time
         self._producers, self._named = other._producers, other._named
+        self.ids, self.fencing_token = other.ids, other.fencing_token
 
     def _entries(self) -> Iterator[tuple[ProducerId, Producer]]:
         return chain(self._producers.items(), self._named.items())

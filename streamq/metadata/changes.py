@@ -135,6 +135,7 @@ def take_settings(topic: TopicRegister, index: int) -> Change[PartitionRegister]
             retention_bytes=topic.retention_bytes,
             retention_ms=topic.retention_ms,
             settings=topic.settings,
+            dedup_ms=topic.dedup_ms,
         )
 
     return change

@@ -92,7 +92,7 @@ class UnknownOutcomeError(StreamqError):
 
 
 class FencedError(StreamqError):
-    """A newer producer of the same id has taken this one's place (P-35). Nothing was stored."""
+    """A newer producer of the same id has taken this one's place (P-35), or an append with a higher token is stored. Nothing was stored."""
 
     exit_code = 7
 
@@ -201,6 +201,7 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     "group_in_use": AlreadyExistsError,
     "topic_exists": AlreadyExistsError,
     "precondition_failed": AlreadyExistsError,
+    "past_the_end": AlreadyExistsError,
     "wrong_directory": AlreadyExistsError,
     "wrong_cluster": AlreadyExistsError,
     "offset_trimmed": OffsetError,

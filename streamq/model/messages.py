@@ -19,11 +19,12 @@ from streamq.model.limits import (
     OFFSET_MAX,
     PARTITIONS_PER_TOPIC_MAX,
     PLACES_PER_REQUEST_MAX,
+    TABLE_PAGE_IDS_MAX,
     TABLE_PAGE_PRODUCERS_MAX,
 )
 from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
-from streamq.model.tables import ProducerSnapshot
+from streamq.model.tables import ProducerSnapshot, StoredId
 from streamq.model.transactions import ABORTED_BLOCK, Transaction
 
 
@@ -128,6 +129,8 @@ class CreateTopic(Message, frozen=True, tag=12):
     retention_bytes: U63 | None = None
     """Per partition, compressed, on one replica; None: for ever."""
     retention_ms: U63 | None = None
+    dedup_ms: U63 | None = None
+    """For how long the ids of records count; None: `DEDUP_MS_DEFAULT`, zero: records with ids are refused."""
 
 
 class TopicCreated(Message, frozen=True, tag=13):
@@ -217,6 +220,8 @@ class AlterTopic(Message, frozen=True, tag=132):
     """Have each partition begin a new epoch for its quorums, where all its replicas are up."""
     dry_run: bool = False
     """Only say what would come of it."""
+    dedup_ms: U63 | None = None
+    """None leaves it as it is."""
 
 
 class TopicAltered(Message, frozen=True, tag=133):
@@ -261,6 +266,8 @@ class Ack(NamedTuple):
     durable: bool
     mark: U63 = 0
     """The highest mark that the batch's producer has in this partition up to it; in answer to a repeat perhaps of what followed it."""
+    is_duplicate: bool = False
+    """Of a record with an id: one of the same id was there, or on its way, and this one is not stored."""
 
 
 class Nack(NamedTuple):
@@ -499,7 +506,7 @@ class ReadTable(Message, frozen=True, tag=74):
     """Asks a replica for its idempotence table (P-34), in pages. Answered by `Table`.
 
     The first page is asked for with `position` and `first` zero. The others name the position of the table that the first was of, and how
-    many producers came already; if the replica does not keep that table any more the answer is `Failure` (`conflict`): begin anew.
+    many producers and ids came already; if the replica does not keep that table any more the answer is `Failure` (`conflict`): begin anew.
     """
 
     partition: Id16
@@ -508,12 +515,14 @@ class ReadTable(Message, frozen=True, tag=74):
 
 
 class Table(Message, frozen=True, tag=75):
-    """At most `TABLE_PAGE_PRODUCERS_MAX` producers of the table at `position`; `more` follow."""
+    """At most `TABLE_PAGE_PRODUCERS_MAX` producers, and `TABLE_PAGE_IDS_MAX` ids, of the table at `position`; `more` follow."""
 
     position: U63
     last_append_time: U63
     producers: Annotated[tuple[ProducerSnapshot, ...], msgspec.Meta(max_length=TABLE_PAGE_PRODUCERS_MAX)]
     more: bool
+    ids: Annotated[tuple[StoredId, ...], msgspec.Meta(max_length=TABLE_PAGE_IDS_MAX)] = ()
+    fencing_token: U63 = 0
 
 
 class KeepTable(Message, frozen=True, tag=136):

@@ -6,6 +6,7 @@ import msgspec
 
 from streamq.model.fields import U63, Copies, Epoch, Id16, Identity, Name, Port
 from streamq.model.ids import Member
+from streamq.model.limits import DEDUP_MS_DEFAULT
 from streamq.model.quorum import Quorum
 
 __all__ = [
@@ -76,6 +77,8 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
     """By append times; None: kept for ever."""
     settings: U63 = 0
     """Which of the topic's settings these are: `TopicRegister.settings`."""
+    dedup_ms: U63 = DEDUP_MS_DEFAULT
+    """For how long the ids of records count; zero: records with ids are refused."""
 
     @property
     def last(self) -> Segment:
@@ -120,6 +123,7 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
     retention_ms: U63 | None = None
     settings: U63 = 0
     """How often its settings were altered."""
+    dedup_ms: U63 = DEDUP_MS_DEFAULT
 
     def fault(self) -> str | None:
         """Why its numbers cannot be those of a topic; None when they can."""

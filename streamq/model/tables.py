@@ -9,7 +9,7 @@ from streamq.model.fields import U63, Id16
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import DEDUP_BATCHES
 
-__all__ = ["NEVER_BEGUN", "Begun", "Place", "ProducerSnapshot", "TableSnapshot", "fault_of"]
+__all__ = ["NEVER_BEGUN", "Begun", "Place", "ProducerSnapshot", "StoredId", "TableSnapshot", "fault_of", "fault_of_id"]
 
 
 class Place(NamedTuple):
@@ -32,6 +32,16 @@ class Begun(NamedTuple):
 NEVER_BEGUN: Final = Begun(0, 0, 0)
 
 
+class StoredId(NamedTuple):
+    """A record that came with an id: another one of the same id is taken for it as long as the log's time is not past its window."""
+
+    id: Id16
+    """The hash of what the application gave."""
+    base: U63
+    append_time: U63
+    window_ms: U63
+
+
 class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
     """What is known of one producer; `places` are the last of its batches in `epoch`, consecutive, up to `last_sequence`."""
 
@@ -47,11 +57,15 @@ class ProducerSnapshot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TableSnapshot(msgspec.Struct, frozen=True, array_like=True):
-    """The fold over everything committed in `[0, position)`; producers in the order of their last batches' append times."""
+    """The fold over everything committed in `[0, position)`; producers in the order of their last batches' append times, ids in that of
+    the log."""
 
     position: U63
     last_append_time: U63
     producers: tuple[ProducerSnapshot, ...]
+    ids: tuple[StoredId, ...] = ()
+    fencing_token: U63 = 0
+    """The highest that was stored."""
 
 
 def fault_of(snapshot: ProducerSnapshot, *, position: int, after: int, last_append_time: int) -> str | None:
@@ -78,4 +92,15 @@ def fault_of(snapshot: ProducerSnapshot, *, position: int, after: int, last_appe
         is_next = place.sequence == before.sequence + 1 and place.base >= before.base + before.records
         if not is_next or place.append_time < before.append_time:
             return f"has sequence {place.sequence} at {place.base} behind {before.sequence} at {before.base}"
+    return None
+
+
+def fault_of_id(stored: StoredId, *, position: int, after: StoredId | None, last_append_time: int) -> str | None:
+    """As `fault_of`, of a record's id behind another one."""
+    if stored.id == NO_PRODUCER or not stored.window_ms:
+        return "is none, or counts for no time"
+    if stored.base >= position or stored.append_time > last_append_time:
+        return f"lies at {stored.base} since {stored.append_time}, past {position} or {last_append_time}"
+    if after is not None and (stored.base <= after.base or stored.append_time < after.append_time):
+        return f"lies at {stored.base} since {stored.append_time}, and comes behind {after.base} and {after.append_time}"
     return None

@@ -15,21 +15,22 @@ import msgspec
 
 from streamq.broker import topics
 from streamq.groups import changes
-from streamq.log import sequencer
+from streamq.log import record_ids, sequencer
 from streamq.log.digest import Digest, SealAnswer
 from streamq.log.effects import Effect, Persist
 from streamq.log.holding import Holding, Readable, Unreadable
 from streamq.log.idempotence import Gap, IdempotenceTable, Next, Place, Producer, Verdict, first_batch
+from streamq.log.record_ids import RecordIds
 from streamq.log.replica import Replica
 from streamq.log.replica_state import ReplicaState
-from streamq.log.sequencer import Sequencer
+from streamq.log.sequencer import Duplicate, Refused, Sequencer, Waiting
 from streamq.log.table_copy import TableCopy
 from streamq.log.tails import Tails
 from streamq.log.takeover import Phase, Takeover
 from streamq.log.takeover_effects import OpenEpoch, TakeoverEffect
 from streamq.log.tip import TipEffect, TipRead
 from streamq.metadata.acceptor import Acceptor, Answer, Cell
-from streamq.model.batches import Batch
+from streamq.model.batches import Batch, BatchHeader
 from streamq.model.groups import Entry, GroupRegister
 from streamq.model.messages import Failure, Message, TipAnswer
 from streamq.model.registers import PartitionRegister, TopicRegister
@@ -353,6 +354,72 @@ def a_new_epoch_forgets_the_mark(patch: Patch) -> None:
     patch(Producer, "begin_epoch", lambda self, place, header: first_batch(place, header))
 
 
+# --- conditions
+
+
+def a_new_sequencer_knows_no_id(patch: Patch) -> None:
+    """Only those that it has assigned itself."""
+    plain = Sequencer._on_identified
+
+    def on_identified(self: Sequencer, *given: Any) -> Waiting | Duplicate | Refused | None:
+        with mock.patch.object(self._table, "ids", RecordIds()):
+            return plain(self, *given)
+
+    patch(Sequencer, "_on_identified", on_identified)
+    patch(RecordIds, "forget_below", lambda self, offset: None)
+
+
+def void_ids_are_remembered(patch: Patch) -> None:
+    """Who sequences again goes on with the ids that it had assigned before, committed or void."""
+    kept: dict[int, RecordIds] = {}
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **given)
+        self._ids = kept.setdefault(id(self._table), self._ids)
+
+    patch(Sequencer, "__init__", init)
+    patch(RecordIds, "forget_below", lambda self, offset: None)
+
+
+def an_id_counts_for_ever(patch: Patch) -> None:
+    patch(record_ids, "_counts_at", lambda stored, at: True)
+
+
+def a_table_comes_without_ids_and_token(patch: Patch) -> None:
+    """Who is behind the start offset knows none there."""
+    plain = TableCopy.table
+
+    def table(self: TableCopy) -> IdempotenceTable:
+        copied = plain(self)
+        copied.ids, copied.fencing_token = RecordIds(), 0
+        return copied
+
+    patch(TableCopy, "table", table)
+
+
+def a_new_sequencer_knows_no_token(patch: Patch) -> None:
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **given)
+        self._token = self._token_committed = 0
+
+    patch(Sequencer, "__init__", init)
+
+
+def a_token_in_flight_refuses_for_good(patch: Patch) -> None:
+    patch(Sequencer, "_below_token", lambda self, token: Refused("fenced", ""))
+
+
+def an_offset_is_not_looked_at(patch: Patch) -> None:
+    patch(BatchHeader, "is_conditional", property(lambda self: False))
+
+
+def an_offset_in_flight_refuses_for_good(patch: Patch) -> None:
+    patch(Sequencer, "_not_expected", lambda self, expected: Refused("precondition_failed", ""))
+
+
 # --- trimming
 
 
@@ -483,7 +550,7 @@ def a_member_begins_where_it_likes(patch: Patch) -> None:
 
 MUTANTS: Final = (
     Mutant("P-3", "answers before it is durable", answers_before_it_is_durable, 200, 0),
-    Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 0),
+    Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 1),
     Mutant("P-8", "closes whatever is there", closes_whatever_is_there, 200, 0),
     Mutant("P-10", "another incarnation counts", another_incarnation_counts, 200, 59),
     Mutant("P-11", "acks below W", acks_below_w, 200, 0),
@@ -499,12 +566,20 @@ MUTANTS: Final = (
     Mutant("P-29", "limbo is not kept", limbo_is_not_kept, 200, 3),
     Mutant("P-29", "limbo ends at once", limbo_ends_at_once, 200, 3),
     Mutant("P-33", "a new epoch forgets the mark", a_new_epoch_forgets_the_mark, 200, 2),
-    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 0),
+    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 3),
     Mutant("P-34", "a new sequencer knows no producer", a_new_sequencer_knows_no_producer, 200, 0),
-    Mutant("P-34", "a table comes without its producers", a_table_comes_without_its_producers, 400, 151),
+    Mutant("P-34", "a table comes without its producers", a_table_comes_without_its_producers, 400, 216),
     Mutant("P-34", "tables in memory count", tables_in_memory_count, 1000, 679),
     Mutant("P-34", "a checkpoint keeps the table before", a_checkpoint_keeps_the_table_before, 50, 0, "storage"),
-    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 11),
+    Mutant("P-34", "a new sequencer knows no id", a_new_sequencer_knows_no_id, 200, 2),
+    Mutant("P-34", "void ids are remembered", void_ids_are_remembered, 200, 29),
+    Mutant("P-34", "an id counts for ever", an_id_counts_for_ever, 200, 2),
+    Mutant("P-34", "a table comes without ids and token", a_table_comes_without_ids_and_token, 400, 312),
+    Mutant("conditions", "a new sequencer knows no token", a_new_sequencer_knows_no_token, 200, 4),
+    Mutant("conditions", "a token in flight refuses for good", a_token_in_flight_refuses_for_good, 200, 4),
+    Mutant("conditions", "an offset is not looked at", an_offset_is_not_looked_at, 200, 4),
+    Mutant("conditions", "an offset in flight refuses for good", an_offset_in_flight_refuses_for_good, 200, 4),
+    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 4),
     Mutant("P-39", "a topic made again keeps its ids", a_topic_made_again_keeps_its_ids, 50, 0, "topics"),
     Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
     Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 0),

@@ -3,7 +3,7 @@
 Raises `Violation` at the first step after which something cannot be mended any more; `final` judges what a whole run left behind.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from streamq.log.effects import Persist
 from streamq.model.batches import Batch, BatchHeader
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tests.sim.tier1.sequencing import Sequencing
     from tests.sim.tier1.world import World
 
-__all__ = ["Checks", "Ledger", "Violation", "batch_id", "mark_of"]
+__all__ = ["Checks", "Ledger", "Violation", "batch_id", "id_of", "mark_of", "named"]
+
+ID: Final = b"id"
 
 
 class Violation(AssertionError):
@@ -36,7 +38,8 @@ class Ledger:
 
     `seen`: base -> (end, batch) that somebody concluded to be committed. `assigned`: (epoch, base) -> (end, batch). `told`: the largest
     high watermark told for each epoch. `ends`: of closed epochs. `openings`: of named producers, with offset and mark.
-    `committed`: all below it was concluded to be committed by somebody.
+    `committed`: all below it was concluded to be committed by somebody. `duplicates`: (id, offset) that somebody was told it is at.
+    `tokens`: of batches that were assigned, by epoch and base; `fenced`: what was refused for a higher one. `time`: an append time told.
     """
 
     def __init__(self) -> None:
@@ -48,6 +51,12 @@ class Ledger:
         self.openings: dict[BatchId, tuple[int, int]] = {}
         self.committed = 0
         self.start_offset = 0
+        self.duplicates: dict[tuple[bytes, int], None] = {}
+        self.ids_used = 0
+        self.tokens: dict[tuple[int, int], int] = {}
+        self.tokens_given = 0
+        self.fenced: list[int] = []
+        self.time = 0
 
 
 class Checks:
@@ -64,17 +73,36 @@ class Checks:
         place = (header.end, batch_id(header))
         if ledger.assigned.setdefault((header.epoch, header.base), place) != place:
             raise Violation(f"P-12: two batches were given offset {header.base} of epoch {header.epoch}")
+        if header.is_fenced:
+            ledger.tokens[header.epoch, header.base] = header.mark
 
     def on_ack(self, sequencing: "Sequencing", base: int, end: int, batch: BatchId, *, is_repeat: bool) -> None:
         """The sequencer says so to a producer: from now on it is so."""
         partition = sequencing.partition
         ledger = self.ledgers[partition.index]
         place = ledger.acked.setdefault(batch, (base, end))
-        if place != (base, end) and batch.producer != NO_PRODUCER:
+        if place != (base, end) and batch.producer != NO_PRODUCER and not _has_id(batch):
             raise Violation(f"I-5: {named(batch)} was acked at {place[0]} and at {base}")
         if not is_repeat:
             self._expect_copies(partition, sequencing.segment, end, "I-1, P-11")
         self.observe(partition.index, base, end, batch)
+
+    def on_duplicate_id(self, sequencing: "Sequencing", base: int, header: BatchHeader) -> None:
+        """Somebody is told that a record of the same id is there."""
+        ledger = self.ledgers[sequencing.partition.index]
+        ledger.duplicates[header.producer, base] = None
+        ledger.committed = max(ledger.committed, base + 1)
+
+    def on_refused(self, index: int, header: BatchHeader, code: str, floor: int) -> None:
+        """For good, which takes something committed that says so: `floor` was the end of what was known to be when it was sent."""
+        ledger = self.ledgers[index]
+        if code == "fenced":
+            known = (token for (_, base), token in ledger.tokens.items() if base < ledger.committed)
+            if max(known, default=0) <= header.mark:
+                raise Violation(f"token {header.mark} of {named(batch_id(header))} was refused for a higher one, and none is committed")
+            ledger.fenced.append(header.mark)
+        elif header.base == floor == ledger.committed:
+            raise Violation(f"{named(batch_id(header))} was refused offset {floor}, and nothing is committed there")
 
     def on_progress(self, sequencing: "Sequencing", mark: int) -> None:
         """The sequencer's high watermark moved."""
@@ -191,6 +219,7 @@ class Checks:
         places: dict[BatchId, int] = {}
         lasts: dict[bytes, tuple[int, int]] = {}
         found: dict[int, tuple[int, BatchId]] = {}
+        self._judge_conditions(ledger, log)
         for batch in log:
             header = batch.header
             if header.base != at and not (at == ledger.start_offset and header.base < at < header.end):
@@ -199,6 +228,8 @@ class Checks:
             name = batch_id(header)
             found[header.base] = (header.end, name)
             if header.producer == NO_PRODUCER:
+                continue
+            if _has_id(name):
                 continue
             if name in places:
                 raise Violation(f"I-5: {named(name)} lies at {places[name]} and at {header.base}")
@@ -222,6 +253,38 @@ class Checks:
         if ledger.committed > max(at, ledger.start_offset):
             raise Violation(f"I-1: everything below {ledger.committed} was committed, and the log ends at {at}")
 
+    def _judge_conditions(self, ledger: Ledger, log: "Sequence[Batch]") -> None:
+        """An id is there once within the window of the first, and where everybody was told; tokens rise."""
+        stored: dict[bytes, BatchHeader] = {}
+        ids: dict[int, bytes] = {}
+        token, trimmed = 0, [t for (_, base), t in ledger.tokens.items() if base < ledger.start_offset]
+        for batch in log:
+            header = batch.header
+            if header.is_fenced:
+                if header.mark < token:
+                    raise Violation(f"token {header.mark} of {named(batch_id(header))} lies at {header.base} behind token {token}")
+                token = header.mark
+            if header.is_identified:
+                before = stored.get(header.producer)
+                if before is not None and header.append_time <= before.append_time + before.mark:
+                    raise Violation(f"{named(batch_id(header))} lies at {before.base}, and within its window at {header.base} again")
+                self.world.counters["ids_again"] += before is not None
+                stored[header.producer], ids[header.base] = header, header.producer
+        for id, base in ledger.duplicates:
+            if base >= ledger.start_offset and ids.get(base) != id:
+                raise Violation(f"a record of the id {id!r} was said to lie at {base}")
+        if ledger.fenced and max(token, *trimmed, 0) <= max(ledger.fenced):
+            raise Violation(f"token {max(ledger.fenced)} was refused for a higher one, and the highest in the log is {token}")
+
+
+def id_of(index: int, number: int) -> bytes:
+    """As if it were the hash of one."""
+    return ID + b"%d.%d" % (index, number) + bytes(16)[: 14 - len(b"%d.%d" % (index, number))]
+
+
+def _has_id(batch: BatchId) -> bool:
+    return batch.producer.startswith(ID)
+
 
 def mark_of(epoch: int, sequence: int) -> int:
     """Rises over all epochs of a name, and is never that of an opening."""
@@ -236,4 +299,6 @@ def named(batch: BatchId) -> str:
     if batch.producer == NO_PRODUCER:
         return f"plain batch {batch.mark}"
     producer = batch.producer.rstrip(b"\0").decode(errors="replace")
+    if _has_id(batch):
+        return f"record {batch.mark} of {producer}"
     return f"batch {batch.sequence} of {producer}" + (f" (epoch {batch.epoch})" if batch.epoch else "")
