@@ -3,7 +3,7 @@
 Raises `Violation` at the first step after which something cannot be mended any more; `final` judges what a whole run left behind.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from streamq.log.effects import Persist
 from streamq.model.batches import Batch, BatchHeader
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.tier1.sequencing import Sequencing
     from tests.sim.tier1.world import World
 
-__all__ = ["Checks", "Ledger", "Violation", "batch_id", "id_of", "mark_of", "named"]
-
-ID: Final = b"id"
+__all__ = ["Checks", "Ledger", "Violation", "batch_id", "id_of", "id_text", "mark_of", "named"]
 
 
 class Violation(AssertionError):
@@ -30,6 +28,9 @@ class Violation(AssertionError):
 
 
 def batch_id(header: BatchHeader) -> BatchId:
+    """A record with an id has no producer, and may be stored again after its window: it goes by what it says."""
+    if header.is_identified:
+        return BatchId(NO_PRODUCER, 0, 0, header.payload_crc)
     return BatchId(header.producer, header.producer_epoch, header.sequence, header.payload_crc)
 
 
@@ -81,7 +82,7 @@ class Checks:
         partition = sequencing.partition
         ledger = self.ledgers[partition.index]
         place = ledger.acked.setdefault(batch, (base, end))
-        if place != (base, end) and batch.producer != NO_PRODUCER and not _has_id(batch):
+        if place != (base, end) and batch.producer != NO_PRODUCER:
             raise Violation(f"I-5: {named(batch)} was acked at {place[0]} and at {base}")
         if not is_repeat:
             self._expect_copies(partition, sequencing.segment, end, "I-1, P-11")
@@ -227,9 +228,7 @@ class Checks:
             at = header.end
             name = batch_id(header)
             found[header.base] = (header.end, name)
-            if header.producer == NO_PRODUCER:
-                continue
-            if _has_id(name):
+            if name.producer == NO_PRODUCER:
                 continue
             if name in places:
                 raise Violation(f"I-5: {named(name)} lies at {places[name]} and at {header.base}")
@@ -267,23 +266,23 @@ class Checks:
             if header.is_identified:
                 before = stored.get(header.producer)
                 if before is not None and header.append_time <= before.append_time + before.mark:
-                    raise Violation(f"{named(batch_id(header))} lies at {before.base}, and within its window at {header.base} again")
+                    raise Violation(f"{id_text(header.producer)} lies at {before.base}, and within its window at {header.base} again")
                 self.world.counters["ids_again"] += before is not None
                 stored[header.producer], ids[header.base] = header, header.producer
         for id, base in ledger.duplicates:
             if base >= ledger.start_offset and ids.get(base) != id:
-                raise Violation(f"a record of the id {id!r} was said to lie at {base}")
+                raise Violation(f"{id_text(id)} was said to lie at {base}")
         if ledger.fenced and max(token, *trimmed, 0) <= max(ledger.fenced):
             raise Violation(f"token {max(ledger.fenced)} was refused for a higher one, and the highest in the log is {token}")
 
 
 def id_of(index: int, number: int) -> bytes:
     """As if it were the hash of one."""
-    return ID + b"%d.%d" % (index, number) + bytes(16)[: 14 - len(b"%d.%d" % (index, number))]
+    return (b"id%d.%d" % (index, number)).ljust(16, b"\0")
 
 
-def _has_id(batch: BatchId) -> bool:
-    return batch.producer.startswith(ID)
+def id_text(id: bytes) -> str:
+    return f"a record of {id.rstrip(bytes(1)).decode()}"
 
 
 def mark_of(epoch: int, sequence: int) -> int:
@@ -299,6 +298,4 @@ def named(batch: BatchId) -> str:
     if batch.producer == NO_PRODUCER:
         return f"plain batch {batch.mark}"
     producer = batch.producer.rstrip(b"\0").decode(errors="replace")
-    if _has_id(batch):
-        return f"record {batch.mark} of {producer}"
     return f"batch {batch.sequence} of {producer}" + (f" (epoch {batch.epoch})" if batch.epoch else "")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from streamq.model.batches import FLAG_CONDITIONAL, FLAG_FENCED, FLAG_IDENTIFIED, BatchHeader
 from streamq.model.messages import Ack
-from tests.sim.tier1.checks import Violation, batch_id, id_of, named
+from tests.sim.tier1.checks import Violation, batch_id, id_of, id_text, named
 from tests.sim.tier1.clients import Pending, Producer
 from tests.sim.tier1.plan import ProducerPlan
 
@@ -69,7 +69,7 @@ class Identifier(_OneByOne):
         header = pending.header
         self.world.counters["ids_known" if ack.is_duplicate else "ids_new"] += 1
         if ack.is_duplicate and ack.append_time + self.world.plan.dedup_ms < header.first_timestamp:
-            raise Violation(f"P-34: {named(batch_id(header))} was taken for one at {ack.base}, which had expired before it was sent")
+            raise Violation(f"P-34: {id_text(header.producer)} was taken for one at {ack.base}, which had expired before it was sent")
         self.ledger.time = max(self.ledger.time, ack.append_time)
 
 
