@@ -31,6 +31,7 @@ class Gaps:
         self._last: dict[int, _Handed] = {}
         self._left: dict[int, float] = {}
         self._ill: set[str] = set()
+        self._held_by_ill: set[int] = set()
 
     def on_phase(self, phase: str, now: float) -> None:
         """An empty one: nothing is counted."""
@@ -51,7 +52,8 @@ class Gaps:
             self._left[partition] = now
 
     def on_goes_to_the_ill(self, holders: Sequence[tuple[int, str]]) -> int:
-        """Who has which partition. One that went from a clean leave to a member that is ill says nothing of clean leaves."""
+        """Who has which partition. One that went from a clean leave to a member that is ill says nothing of clean leaves: how many did."""
+        self._held_by_ill.update(partition for partition, token in holders if token in self._ill)
         taken = [partition for partition, token in holders if token in self._ill and partition in self._left]
         for partition in taken:
             del self._left[partition]
@@ -60,6 +62,8 @@ class Gaps:
     def on_handed(self, token: str, partition: int, since: int, now: float) -> None:
         before = self._last.get(partition)
         left = self._left.pop(partition, None)
+        was_held_by_ill = partition in self._held_by_ill
+        self._held_by_ill.discard(partition)
         if before is not None:
             if (before.token, before.since) == (token, since):
                 if self._phase and before.at >= self._phase_began and token not in self._ill:
@@ -67,7 +71,7 @@ class Gaps:
             elif left is not None:
                 self.moves.append(now - left)
             elif since > before.since:
-                why = "from the ill" if before.token in self._ill else "to a member that joined"
+                why = "from the ill" if was_held_by_ill or before.token in self._ill else "to a member that joined"
                 self.other_moves.setdefault(why, []).append(now - before.at)
         self._last[partition] = _Handed(token, since, now)
 

@@ -1,7 +1,7 @@
 """What runs in the storm's processes: members that join, leave and hang, and the load. Each tells the judge what it sees and does.
 
-Events: `joined name`, `handed name token {partition: (since, offsets)}`, `handled name token {partition: offsets}`, `leaves name token
-[partitions]`, `ends name token how`, `acked {partition: end}`, `fault why`; each with the monotonic time behind its kind.
+Events: `joined name token`, `handed name token {partition: (since, offsets)}`, `handled name token {partition: offsets}`, `leaves name
+token [partitions]`, `ends name token how`, `acked {partition: end}`, `fault why`; each with the monotonic time behind its kind.
 """
 
 import os
@@ -110,15 +110,15 @@ class _Members:
         async with Consumer(
             self._bootstrap, topics=[TOPIC], group=GROUP, session_s=SESSION_S, processing_s=PROCESSING_S, leave_s=3.0
         ) as consumer:
-            self._teller.tell("joined", time.monotonic(), name)
+            assert consumer._group is not None
+            token = consumer._group._token.hex()
+            self._teller.tell("joined", time.monotonic(), name, token)
             left_s = choose.expovariate(1 / LIFE_S)
             while left_s > 0:
                 began = trio.current_time()
                 await self._fetch(name, consumer)
                 if self._phase.now == STORM:
                     left_s -= trio.current_time() - began
-            assert consumer._group is not None
-            token = consumer._group._token.hex()
             self._teller.tell("ends", time.monotonic(), name, token, end)
             if end == "hang":
                 over.set()

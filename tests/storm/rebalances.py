@@ -55,7 +55,9 @@ class _Process:
 
 
 class Storm:
-    def __init__(self, *, members: int, partitions: int, rate: float, seed: int, phase_s: float = PHASE_S, joins_s: float = JOINS_S) -> None:
+    def __init__(
+        self, *, members: int, partitions: int, rate: float, seed: int, phase_s: float = PHASE_S, joins_s: float = JOINS_S
+    ) -> None:
         self.members = members
         self.partitions = partitions
         self.rate = rate
@@ -232,10 +234,10 @@ class Storm:
         if kind == "joined":
             self.counts["joined"] += 1
             self._alive.add(name)
-        elif kind == "handed":
-            token = bytes.fromhex(rest[1])
             if process is not None:
                 process.tokens.add(rest[1])
+        elif kind == "handed":
+            token = bytes.fromhex(rest[1])
             for partition, (since, offsets) in rest[2].items():
                 self.observer.on_handed(name, token, int(partition), since, offsets)
                 self.gaps.on_handed(rest[1], int(partition), since, at)
