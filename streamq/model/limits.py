@@ -14,6 +14,7 @@ __all__ = [
     "FRAME_HEADER_BYTES_MAX",
     "FRAME_PAYLOAD_BYTES_MAX",
     "GROUP_MEMBERS_MAX",
+    "GROUP_NAMES_BYTES_MAX",
     "GROUP_PARTITIONS_MAX",
     "GROUP_SESSION_MS_MAX",
     "GROUP_SESSION_MS_MIN",
@@ -79,6 +80,14 @@ GROUP_SESSION_MS_MIN: Final = 1_000
 GROUP_SESSION_MS_MAX: Final = 30 * 60 * 1_000
 GROUP_PARTITION_BYTES_MAX: Final = 38
 """A partition in a group's register, encoded."""
+GROUP_TOPIC_BYTES_MAX: Final = 26
+"""A topic in a group's register, encoded, without its name and partitions; it has at least one of these."""
+GROUP_MEMBER_BYTES_MAX: Final = 64
+"""A member in a group's register, encoded, without names."""
+NAME_FRAME_BYTES_MAX: Final = 3
+"""What a name has beside its bytes, encoded."""
+GROUP_NAMES_BYTES_MAX: Final = 600 * KiB
+"""Of the names in a group's register together, encoded: of its topics, and of each member's, which names those that it subscribes to."""
 
 CONNECTIONS_MAX: Final = 2_000
 REQUESTS_PER_CONNECTION_MAX: Final = 1_024
@@ -120,4 +129,11 @@ assert REGISTER_BYTES_MAX * 2 <= FRAME_HEADER_BYTES_MAX
 assert IN_FLIGHT_BATCHES_MAX <= DEDUP_BATCHES
 assert TABLE_PAGE_PRODUCERS_MAX * (DEDUP_BATCHES * PLACE_BYTES_MAX + 64) < FRAME_HEADER_BYTES_MAX
 assert GROUP_PARTITIONS_MAX * GROUP_PARTITION_BYTES_MAX < REGISTER_BYTES_MAX / 2
+assert (
+    GROUP_PARTITIONS_MAX * (GROUP_PARTITION_BYTES_MAX + GROUP_TOPIC_BYTES_MAX)
+    + GROUP_MEMBERS_MAX * GROUP_MEMBER_BYTES_MAX
+    + GROUP_NAMES_BYTES_MAX
+    + 2 * KEY_CHARS_MAX * 4
+    < REGISTER_BYTES_MAX
+)
 assert COPY_BYTES_MAX + BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX
