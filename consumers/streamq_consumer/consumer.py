@@ -224,8 +224,9 @@ class Consumer:
 
         `order`: one at a time of each partition, of each key in a partition (records without a key are on their own), or "none". An
         exception of the handler has the record tried again (`retry`; what is behind it in its order waits, the rest goes on), then put
-        into `dead_letter`; without one, `run` ends with HandlerError. In a group, a record counts as handled when its handler has
-        returned or its dead letter is acked, and positions move only past records before which all are.
+        into `dead_letter`; without one, `run` ends with HandlerError. `Reject` and DecodeError are not tried again. In a group, a record
+        counts as handled when its handler has returned or its dead letter is acked, and positions move only past records before which
+        all are.
 
         Cancelled, or at an error, it begins nothing new, gives what runs `drain_s` to end, and cancels the rest. A handler that takes
         longer than `stuck_after_s` is named in a warning of the logger `streamq_consumer`, with where it waits. Raises what reading

@@ -221,6 +221,8 @@ class GroupReader:
                 # A group that is gone had given this member up before.
                 self._end(error)
                 return
+            if self.error is not None:
+                return  # it has left while the answer was on its way, and opens nothing any more
             if view is not None:
                 self._on_view(view, asked_at)
             elif not self.membership.is_suspended:

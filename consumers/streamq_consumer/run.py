@@ -16,7 +16,7 @@ from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.handling import Handling, Order, Task
 from streamq_consumer.records import Record
 
-__all__ = ["Handler", "Retry", "Runner", "Source"]
+__all__ = ["Handler", "Reject", "Retry", "Runner", "Source"]
 
 log = logging.getLogger("streamq_consumer")
 
@@ -43,6 +43,15 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     def pause_s(self, attempt: int, jitter: float) -> float:
         """After so many attempts; `jitter` in [0, 1)."""
         return jitter * min(self.max_s, self.first_s * 2.0 ** min(attempt - 1, 32))
+
+
+class Reject(Exception):
+    """Raised by a handler, `raise Reject("no such customer")`: the record is known to be poison, and trying it again is of no use. It is
+    a dead letter at once; without a place for these, `run` ends with HandlerError."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason: Final = reason
 
 
 class Source(Protocol):
@@ -159,7 +168,7 @@ class Runner:
                     await running.coroutine
                 except Exception as error:
                     failure = error
-                    if task.attempts >= self._retry.attempts or isinstance(error, DecodeError):
+                    if task.attempts >= self._retry.attempts or isinstance(error, (DecodeError, Reject)):
                         await self._bury(running, error)
                         failure = None
                 is_over = True
@@ -189,7 +198,9 @@ class Runner:
         where = f"{record.topic}/{record.partition}@{record.offset}"
         if self._dead_letter is None:
             hint = "mend the handler, or give `run` a dead_letter; the record comes again"
-            raise HandlerError(f"{where} could not be handled in {task.attempts} attempts: {error!r}", record=record, hint=hint) from error
+            is_rejected = isinstance(error, Reject)
+            what = f"was rejected: {error}" if is_rejected else f"could not be handled in {task.attempts} attempts: {error!r}"
+            raise HandlerError(f"{where} {what}", record=record, hint=hint) from error
         failures = 0
         while True:
             try:

@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Generic, Literal, Self, TypeVar, Unpack
+from typing import Final, Generic, Literal, Protocol, Self, TypeVar, Unpack
 
 import anyio
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from streamq.client.codecs import Codec
-from streamq.client.settings import Timeouts
+from streamq.client.settings import Timeouts, refuse_unless
 from streamq.client.times import Lag, Place
 from streamq.model.errors import StreamqError
 from streamq.model.transactions import Transaction
 from streamq_consumer.consumer import Consumer as AsyncConsumer
 from streamq_consumer.consumer import ConsumerOptions
+from streamq_consumer.dead_letter import DeadLetter as AsyncDeadLetter
 from streamq_consumer.handling import Order
 from streamq_consumer.records import Record, Stable, Tip
 from streamq_consumer.run import Retry
@@ -24,7 +25,7 @@ from streamq_consumer.stats import ConsumerStats
 from streamq_consumer.times import When
 from streamq_consumer.typed import TypedRecord, decode
 
-__all__ = ["Consumer", "Record", "Tip"]
+__all__ = ["Consumer", "DeadLetter", "Record", "Tip"]
 
 T = TypeVar("T")
 
@@ -122,10 +123,13 @@ class Consumer:
         concurrency: int = 1,
         order: Order = "partition",
         retry: Retry | None = None,
+        dead_letter: "DeadLetter | None" = None,
         stuck_after_s: float = 60.0,
     ) -> None:
         """As the other, with a plain function, which is called in threads, `concurrency` at a time. Ctrl-C waits for those to return."""
 
+        is_ours = dead_letter is None or isinstance(dead_letter, DeadLetter)
+        refuse_unless(is_ours, "dead_letter is a streamq_consumer.sync.DeadLetter, of a blocking producer", code="bad_request")
         limiter: anyio.CapacityLimiter | None = None
 
         async def handle(record: Record) -> None:
@@ -134,7 +138,9 @@ class Consumer:
         async def run() -> None:
             nonlocal limiter
             limiter = anyio.CapacityLimiter(concurrency)
-            await self._consumer.run(handle, concurrency=concurrency, order=order, retry=retry, stuck_after_s=stuck_after_s)
+            await self._consumer.run(
+                handle, concurrency=concurrency, order=order, retry=retry, dead_letter=dead_letter, stuck_after_s=stuck_after_s
+            )
 
         self._give_back()
         self._open.call(run)
@@ -164,6 +170,9 @@ class Consumer:
 
     def lag(self) -> dict[Place, Lag]:
         return self._open.call(self._consumer.lag_from, self.positions())
+
+    def lag_from(self, positions: Mapping[Place, int]) -> dict[Place, Lag]:
+        return self._open.call(self._consumer.lag_from, positions)
 
     def last(self, count: int, *, ends: Mapping[Place, int] | None = None) -> list[Record]:
         async def last() -> list[Record]:
@@ -235,6 +244,32 @@ class Consumer:
         if self._portal is None:
             raise RuntimeError("a consumer is used inside its block: with Consumer(...) as consumer")
         return self._portal
+
+
+class BlockingSender(Protocol):
+    """A `streamq_producer.sync.Producer`."""
+
+    def send(self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Mapping[str, bytes] | None = None) -> object:
+        """Returns when the record is acked."""
+
+
+class DeadLetter(AsyncDeadLetter):
+    """As `streamq_consumer.DeadLetter`, with a blocking producer, for `Consumer.run` of this module."""
+
+    def __init__(self, producer: BlockingSender, topic: str) -> None:
+        super().__init__(_InThread(producer), topic)
+
+
+class _InThread:
+    """A blocking producer, awaited."""
+
+    def __init__(self, producer: BlockingSender) -> None:
+        self._producer = producer
+
+    async def send(
+        self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Mapping[str, bytes] | None = None
+    ) -> object:
+        return await anyio.to_thread.run_sync(lambda: self._producer.send(topic, value, key=key, headers=headers))
 
 
 class Decoded(Generic[T]):

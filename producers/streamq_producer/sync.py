@@ -84,6 +84,10 @@ class Producer:
         self._stack.__exit__(kind, error, traceback)
 
     @property
+    def name(self) -> str | None:
+        return self._producer.name
+
+    @property
     def stats(self) -> ProducerStats:
         return self._producer.stats
 

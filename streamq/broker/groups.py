@@ -183,6 +183,8 @@ class Groups:
         """The group, led by this broker. Raises NotCoordinatorError if that is another's part, unknown_group if there is none."""
         check_group(name)
         self._need_coordinator(name)
+        if (known := self._led.get(name)) is not None and not known.is_over:
+            return known
         lock = self._beginning.setdefault(name, trio.Lock())
         try:
             async with lock:

@@ -69,7 +69,11 @@ class LedGroup:
         self._refreshed_at = now
         self._waiting: list[_Waiting] = []
         self._wanted = trio.Event()
-        self._news = trio.Event()
+        self._holdings = _holdings(register)
+        self._changed_at = {member.number: register.generation for member in register.members}
+        """In which generation what a member has changed last: who has what it had before need not hear of a newer one."""
+        self._news: dict[bytes, trio.Event] = {}
+        """Of members that wait for such a change."""
         self._ending: StreamqError = UnavailableError(f"broker {node.broker} is no longer coordinator of {self.name!r}", code="not_ready")
 
     # --- for members ---------------------------------------------------------------------------------------------------------
@@ -95,12 +99,12 @@ class LedGroup:
         return waiting.outcome
 
     async def attend(self, token: bytes, *, generation: int, wait_s: float) -> GroupView:
-        """What the member has, as soon as there is a newer generation, or after `wait_s`. Raises GroupLostError, NotCoordinatorError, or
-        UnavailableError while it is not certain that this broker still coordinates."""
+        """What the member has, as soon as that is not what it had in `generation`, or after `wait_s`. Raises GroupLostError,
+        NotCoordinatorError, or UnavailableError while it is not certain that this broker still coordinates."""
         self.on_heard(token)
         with trio.move_on_after(wait_s):
-            while not self.is_over and self.register.generation <= generation and self.register.member(token) is not None:
-                await self._news.wait()
+            while not self.is_over and self._has_what_it_had(token, generation):
+                await self._news.setdefault(token, trio.Event()).wait()
         if self.is_over:
             raise self._ending.with_traceback(None)
         member = self.register.member(token)
@@ -110,6 +114,10 @@ class LedGroup:
         if trio.current_time() > self._confirmed_at + CONFIRMED_WITHIN * member.session_ms / 1000:
             raise UnavailableError(f"the register of group {self.name!r} could not be read lately", code="not_ready", hint="try again")
         return GroupView(self.register.generation, held_by(self.register, member.number))
+
+    def _has_what_it_had(self, token: bytes, generation: int) -> bool:
+        member = self.register.member(token)
+        return member is not None and self._changed_at[member.number] <= generation
 
     # --- the one task --------------------------------------------------------------------------------------------------------
 
@@ -209,7 +217,19 @@ class LedGroup:
         self.register = register
         self._sessions.on_members(_session_lengths(register), trio.current_time())
         if is_news:
-            self._tell()
+            self._tell_whom_it_concerns()
+
+    def _tell_whom_it_concerns(self) -> None:
+        """In a group of many members that come and go, hardly any of them gets or loses anything by it."""
+        register = self.register
+        before, self._holdings = self._holdings, _holdings(register)
+        self._changed_at = {
+            number: self._changed_at[number] if number in self._changed_at and held == before.get(number, []) else register.generation
+            for number, held in ((member.number, self._holdings.get(member.number, [])) for member in register.members)
+        }
+        same = {member.token for member in register.members if self._changed_at[member.number] < register.generation}
+        for token in [token for token in self._news if token not in same]:
+            self._news.pop(token).set()
 
     def _end(self, error: StreamqError) -> None:
         self.is_over = True
@@ -218,11 +238,17 @@ class LedGroup:
             waiting.outcome = error
             waiting.done.set()
         self._waiting.clear()
-        self._tell()
+        for news in self._news.values():
+            news.set()
 
-    def _tell(self) -> None:
-        news, self._news = self._news, trio.Event()
-        news.set()
+
+def _holdings(register: GroupRegister) -> dict[int, list[tuple[str, int, int, bool]]]:
+    """By member, what a view shows of what it has, but the positions: partitions, since when, and whether it is to let go of them."""
+    holdings: dict[int, list[tuple[str, int, int, bool]]] = {}
+    for topic in register.topics:
+        for index, partition in enumerate(topic.partitions):
+            holdings.setdefault(partition.holder, []).append((topic.name, index, partition.since, partition.target != partition.holder))
+    return holdings
 
 
 def _session_lengths(register: GroupRegister) -> dict[bytes, float]:

@@ -3,6 +3,9 @@
 A task group wraps whatever leaves its block into a group of exceptions, the user's own exception included. Here the user's exception never
 enters the task group: the block's end cancels the tasks and lets the exception pass by. A background task that fails (a bug) ends the block
 with that one exception.
+
+Nor does a cancellation from outside reach them: the block ends first, and what it does at its end (a member commits, and leaves its group)
+needs connections that live.
 """
 
 from collections.abc import Callable, Coroutine
@@ -20,6 +23,7 @@ class Lifetime:
 
     def __init__(self) -> None:
         self._tasks: TaskGroup | None = None
+        self._scopes: set[anyio.CancelScope] = set()
 
     @property
     def is_open(self) -> bool:
@@ -33,14 +37,24 @@ class Lifetime:
 
     def start(self, task: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
         assert self._tasks is not None, "not open"
-        self._tasks.start_soon(task, *args)
+        scope = anyio.CancelScope(shield=True)
+        self._scopes.add(scope)
+        self._tasks.start_soon(self._run, scope, task, args, name=getattr(task, "__qualname__", None))
+
+    async def _run(self, scope: anyio.CancelScope, task: Callable[..., Coroutine[Any, Any, object]], args: tuple[object, ...]) -> None:
+        try:
+            with scope:
+                await task(*args)
+        finally:
+            self._scopes.discard(scope)
 
     async def close(self, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Cancels the tasks and waits until they have ended, which they do without waiting for anything outside."""
         tasks, self._tasks = self._tasks, None
         if tasks is None:
             return
-        tasks.cancel_scope.cancel()
+        for scope in list(self._scopes):
+            scope.cancel()
         tasks.cancel_scope.shield = True
         passes = error if isinstance(error, anyio.get_cancelled_exc_class()) else None
         try:

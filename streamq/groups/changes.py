@@ -37,7 +37,7 @@ from streamq.model.errors import (
     UnavailableError,
 )
 from streamq.model.groups import NOBODY, Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic, Pending
-from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_PARTITIONS_MAX, GROUP_PENDING_MAX
+from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_NAMES_BYTES_MAX, GROUP_PARTITIONS_MAX, GROUP_PENDING_MAX
 from streamq.model.transactions import Transaction
 
 __all__ = [
@@ -136,8 +136,8 @@ def apply_steps(name: str, steps: Sequence[Step], outcomes: list[object], *, by:
 def join(joining: Joining, seen: Sequence[TopicSeen]) -> Step:
     """Adds a member, or puts a static one in the place of its former self, whose partitions it keeps. The outcome is its number."""
 
-    def step(register: GroupRegister) -> tuple[GroupRegister, object]:
-        register = _with_topics(register, seen)
+    def step(before: GroupRegister) -> tuple[GroupRegister, object]:
+        register = _with_topics(before, seen)
         known = register.member(joining.token)
         if known is None and joining.name:
             known = next((member for member in register.members if member.name == joining.name), None)
@@ -152,6 +152,7 @@ def join(joining: Joining, seen: Sequence[TopicSeen]) -> Step:
         else:
             raise RefusedError(f"group {register.name!r} has {GROUP_MEMBERS_MAX} members, the most there may be", code="limit_reached")
         joined = msgspec.structs.replace(register, members=members, last_number=max(register.last_number, number))
+        _need_room(before, joined)
         return _settled(register, joined), number
 
     return step
@@ -276,7 +277,9 @@ def place(
             )
             for topic in register.topics
         )
-        return msgspec.structs.replace(register, topics=topics)
+        placed = msgspec.structs.replace(register, topics=topics)
+        _need_room(current, placed)
+        return placed
 
     return change
 
@@ -315,6 +318,17 @@ def _need_no_members(register: GroupRegister, what: str) -> None:
             f"group {register.name!r} has {len(register.members)} members: {what}",
             code="group_in_use",
             hint="stop its consumers first; a member that was killed is gone after its session",
+        )
+
+
+def _need_room(before: GroupRegister | None, after: GroupRegister) -> None:
+    """Whose names no longer fit is refused, or a later change would not fit into the register, and be refused for everybody in it."""
+    size = after.names_bytes
+    if size > GROUP_NAMES_BYTES_MAX and (before is None or size > before.names_bytes):
+        raise RefusedError(
+            f"with this the names in group {after.name!r} would come to {size} bytes; {GROUP_NAMES_BYTES_MAX} are the most there may be",
+            code="limit_reached",
+            hint="each member's list of topics counts: have members read fewer topics, with shorter names, or take more groups",
         )
 
 

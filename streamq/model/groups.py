@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from streamq.model.fields import U63, Id16, Identity, Name
-from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_PARTITIONS_MAX, GROUP_TOPICS_MAX
+from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_PARTITIONS_MAX, GROUP_TOPICS_MAX, NAME_FRAME_BYTES_MAX
 from streamq.model.transactions import Transaction
 
 __all__ = [
@@ -102,6 +102,12 @@ class GroupRegister(msgspec.Struct, frozen=True, array_like=True):
         known = self.topic(topic)
         return known.partitions[index] if known is not None and 0 <= index < len(known.partitions) else None
 
+    @property
+    def names_bytes(self) -> int:
+        """What its names come to, encoded; GROUP_NAMES_BYTES_MAX bounds it."""
+        of_members = sum(_bytes_of(member.name) + sum(map(_bytes_of, member.topics)) for member in self.members)
+        return of_members + sum(_bytes_of(topic.name) for topic in self.topics)
+
     def fault(self) -> str | None:
         """Why no group has this value; None if one may."""
         numbers = {member.number for member in self.members}
@@ -152,6 +158,10 @@ def held_by(register: GroupRegister, number: int) -> tuple[HeldTopic, ...]:
         if partitions:
             held.append(HeldTopic(topic.name, partitions))
     return tuple(held)
+
+
+def _bytes_of(name: str) -> int:
+    return len(name.encode()) + NAME_FRAME_BYTES_MAX
 
 
 def group_key(name: str) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "FRAME_HEADER_BYTES_MAX",
     "FRAME_PAYLOAD_BYTES_MAX",
     "GROUP_MEMBERS_MAX",
+    "GROUP_NAMES_BYTES_MAX",
     "GROUP_PARTITIONS_MAX",
     "GROUP_PARTITION_BYTES_MAX",
     "GROUP_PENDING_MAX",
@@ -92,6 +93,15 @@ GROUP_PARTITION_BYTES_MAX: Final = 39
 GROUP_PENDING_MAX: Final = 5_000
 """Positions of a group that wait for their transactions."""
 GROUP_PENDING_BYTES_MAX: Final = 38
+GROUP_TOPIC_BYTES_MAX: Final = 26
+"""A topic in a group's register, encoded, without its name and partitions; it has at least one of these."""
+GROUP_MEMBER_BYTES_MAX: Final = 64
+"""A member in a group's register, encoded, without names."""
+NAME_FRAME_BYTES_MAX: Final = 3
+"""What a name has beside its bytes, encoded."""
+GROUP_NAMES_BYTES_MAX: Final = 480 * KiB
+"""Of the names in a group's register together, encoded: of its topics, and of each member's, which names those that it subscribes to."""
+
 TRANSACTION_MS_MIN: Final = 100
 TRANSACTION_MS_MAX: Final = 60 * 60 * 1_000
 """How old a producer may have its transactions become."""
@@ -151,5 +161,12 @@ assert (
     TABLE_PAGE_PRODUCERS_MAX * (DEDUP_BATCHES * PLACE_BYTES_MAX + 128) + TABLE_PAGE_IDS_MAX * STORED_ID_BYTES_MAX < FRAME_HEADER_BYTES_MAX
 )
 assert DEDUP_MS_MIN <= DEDUP_MS_DEFAULT <= DEDUP_MS_MAX
-assert GROUP_PARTITIONS_MAX * GROUP_PARTITION_BYTES_MAX + GROUP_PENDING_MAX * GROUP_PENDING_BYTES_MAX < REGISTER_BYTES_MAX / 2
+assert (
+    GROUP_PARTITIONS_MAX * (GROUP_PARTITION_BYTES_MAX + GROUP_TOPIC_BYTES_MAX)
+    + GROUP_PENDING_MAX * GROUP_PENDING_BYTES_MAX
+    + GROUP_MEMBERS_MAX * GROUP_MEMBER_BYTES_MAX
+    + GROUP_NAMES_BYTES_MAX
+    + 2 * KEY_CHARS_MAX * 4
+    < REGISTER_BYTES_MAX
+)
 assert COPY_BYTES_MAX + BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX

@@ -107,6 +107,34 @@ async def test_a_partition_moves_when_it_is_let_go_of_and_its_position_goes_with
         assert {held.position for topic in got.held for held in topic.partitions} == {7}
 
 
+async def test_who_keeps_what_it_has_is_not_disturbed_by_who_comes_and_goes() -> None:
+    """Or each of many members would ask anew at each of many joins."""
+    a, b, idle = (os.urandom(16) for _ in range(3))
+    async with with_topic(partitions=1) as running:
+        await join(running, a, session_ms=30_000)
+        view = await join(running, b, session_ms=30_000)
+        answers: list[GroupView] = []
+
+        async def attend() -> None:
+            told = await ask(running, Attend("g", a, view.generation, 20_000))
+            assert isinstance(told, GroupView)
+            answers.append(told)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attend)
+            for _ in range(3):
+                await join(running, idle, session_ms=30_000)
+                await ask(running, LeaveGroup("g", idle, ()))
+            assert answers == []
+            held = await join(running, a, session_ms=30_000)
+            done = await ask(running, CommitPositions("g", a, (Entry("t", 0, since(held, 0), 3, True),)))
+            assert done == Committed(())
+            with trio.fail_after(2):
+                while not answers:
+                    await trio.sleep(0.01)
+        assert answers[0].generation > view.generation
+
+
 async def test_news_come_at_once_to_who_waits_for_them() -> None:
     a, b = os.urandom(16), os.urandom(16)
     async with with_topic() as running:

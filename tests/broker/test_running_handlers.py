@@ -11,7 +11,7 @@ import trio
 from streamq.model.errors import HandlerError, NotFoundError
 from streamq.model.messages import CreateTopic, TopicCreated
 from streamq.testing.in_process import ClusterInProcess, cluster
-from streamq_consumer import Consumer, DeadLetter, Record, Retry
+from streamq_consumer import Consumer, DeadLetter, Record, Reject, Retry
 from streamq_producer import Producer
 
 PARTITIONS = 3
@@ -129,6 +129,41 @@ async def test_a_poisoned_record_becomes_a_dead_letter_and_the_group_goes_on() -
     assert letter.headers["n"] == b"7"
     where = {name: bytes(letter.headers[f"dlq-{name}"]) for name in ("topic", "partition", "offset", "attempts", "error")}
     assert where == {"topic": b"t", "partition": b"1", "offset": b"2", "attempts": b"3", "error": b"KeyError: 'poison'"}
+
+
+async def test_what_a_handler_rejects_is_not_tried_again() -> None:
+    attempts: Counter[bytes | None] = Counter()
+
+    async def handle(record: Record) -> None:
+        attempts[record.value] += 1
+        if record.value == b"7":
+            raise Reject("no such customer")
+
+    async with filled() as (running, producer):
+        async with member(running) as consumer:
+            never = Retry(attempts=5, first_s=60.0, max_s=60.0)
+            await run_until(consumer, lambda: len(attempts) == RECORDS, handle, retry=never, dead_letter=DeadLetter(producer, "dead"))
+        assert await rest_of(running) == []
+        async with Consumer(running.bootstrap, topics=["dead"]) as graves:
+            [letter] = await graves.fetch(10, timeout=2)
+    assert attempts[b"7"] == 1
+    assert letter.value == b"7"
+    assert letter.headers["dlq-error"] == b"Reject: no such customer"
+    assert letter.headers["dlq-attempts"] == b"1"
+
+
+async def test_what_is_rejected_without_a_place_for_it_ends_the_run_and_comes_again() -> None:
+    async def handle(record: Record) -> None:
+        raise Reject("no such customer")
+
+    async with filled() as (running, _), member(running) as consumer:
+        with pytest.raises(HandlerError, match="was rejected: no such customer") as failed:
+            await consumer.run(handle, retry=Retry(attempts=5, first_s=60.0, max_s=60.0))
+        assert isinstance(failed.value.__cause__, Reject)
+        assert failed.value.__cause__.reason == "no such customer"
+        with trio.fail_after(5):
+            while failed.value.record not in await consumer.fetch(RECORDS, timeout=1):
+                pass
 
 
 async def test_dead_letters_fit_however_large_the_record_is() -> None:

@@ -1,6 +1,6 @@
 """Members of a group against real brokers: a storm of rebalances, and what commits and joins cost.
 
-    python -m tests.storm rebalances --minutes 10       50 members join, leave, hang and vanish over 32 partitions under load
+    python -m tests.storm rebalances --minutes 10       50 members join, leave, hang, are stopped and killed over 32 partitions under load
     python -m tests.storm commits --pairs 10            ingest with and without a group that commits 1,000 partitions all the time
     python -m tests.storm joins                         how long the 100th member takes to join
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__, formatter_class=form)
     verbs = parser.add_subparsers(dest="verb", required=True)
     rebalances = verbs.add_parser("rebalances")
-    rebalances.add_argument("--minutes", type=float, default=10.0)
+    rebalances.add_argument("--minutes", type=float, default=10.0, help="of storm; a calm as long as each storm comes before it")
     rebalances.add_argument("--members", type=int, default=50)
     rebalances.add_argument("--partitions", type=int, default=32)
     rebalances.add_argument("--rate", type=float, default=1000.0, help="records a second")

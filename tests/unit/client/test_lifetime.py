@@ -74,3 +74,23 @@ def test_a_bug_in_a_task_ends_the_block_with_that_one_exception(backend: str) ->
         await anyio.lowlevel.checkpoint()
 
     run(backend, body)
+
+
+@both
+def test_a_cancellation_from_outside_reaches_the_tasks_when_the_block_has_ended(backend: str) -> None:
+    """What a block does at its end may need them: a member of a group leaves by its connections."""
+
+    async def body() -> None:
+        ended_within: list[int] = []
+        with anyio.move_on_after(0.05):
+            async with Owner() as owner:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.sleep(0.05)
+                    ended_within.append(owner.ended)
+        assert ended_within == [0]
+        assert owner.ended == 1
+
+    run(backend, body)

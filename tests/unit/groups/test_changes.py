@@ -1,10 +1,22 @@
 """Group registers, example by example: who is fenced, and how."""
 
+import msgspec
 import pytest
 
 from streamq.groups.changes import Joining, TopicSeen, apply_steps, commit, coordinate, delete, expire, join, leave, place, refresh
 from streamq.model.errors import GroupLostError, NotCoordinatorError, StreamqError
-from streamq.model.groups import Entry, GroupRegister, held_by
+from streamq.model.groups import Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic, Pending, held_by
+from streamq.model.limits import (
+    GROUP_MEMBERS_MAX,
+    GROUP_NAMES_BYTES_MAX,
+    GROUP_PARTITIONS_MAX,
+    GROUP_PENDING_MAX,
+    GROUP_TOPICS_MAX,
+    NAME_CHARS_MAX,
+    OFFSET_MAX,
+    REGISTER_BYTES_MAX,
+)
+from streamq.wire.codec import encode
 
 SEEN = [TopicSeen("t", b"t1", 4)]
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
@@ -151,3 +163,57 @@ def test_a_group_with_members_is_not_removed_and_a_removed_one_begins_anew() -> 
         coordinate("g", by="b1", fresh_id=None)(tombstone)
     assert unknown.value.code == "unknown_group"
     assert coordinate("g", by="b1", fresh_id=b"h" * 16)(tombstone).topics == ()
+
+
+def wide_names(count: int) -> tuple[str, ...]:
+    return tuple(f"{number:0{NAME_CHARS_MAX}}" for number in range(count))
+
+
+def test_whose_names_do_not_fit_is_refused_and_nobody_else() -> None:
+    names = wide_names(GROUP_TOPICS_MAX)
+    seen = [TopicSeen(name, b"t1", 1) for name in names]
+    register = coordinate("g", by="b1", fresh_id=FRESH)(None)
+    members = 0
+    while register.names_bytes + GROUP_TOPICS_MAX * (NAME_CHARS_MAX + 3) <= GROUP_NAMES_BYTES_MAX:
+        register, _ = join(Joining(members.to_bytes(16, "big"), "", names, 1000), seen)(register)
+        members += 1
+    assert 20 < members < 40
+    with pytest.raises(StreamqError) as refused:
+        join(Joining(C, "", names, 1000), seen)(register)
+    assert refused.value.code == "limit_reached"
+    assert refused.value.hint
+    register, _ = join(Joining(bytes(16), "", names, 2000), seen)(register)  # who is in it may ask again
+    register, _ = commit(bytes(16), [])(register)
+    register, _ = leave(bytes(16), [])(register)
+    register, _ = join(Joining(C, "", names, 1000), seen)(register)
+    assert len(register.members) == members
+
+
+def test_a_group_that_was_too_wide_before_there_was_a_bound_still_changes() -> None:
+    names = wide_names(GROUP_TOPICS_MAX)
+    members = tuple(GroupMember(number, number.to_bytes(16, "big"), "", names, 1000) for number in range(1, 60))
+    register = GroupRegister(FRESH, "g", 1, "b1", 59, members, ())
+    assert register.names_bytes > GROUP_NAMES_BYTES_MAX
+    register, number = join(Joining(members[0].token, "", ("t",), 1000), SEEN)(register)
+    assert number == 1
+
+
+def test_positions_of_topics_whose_names_do_not_fit_are_refused() -> None:
+    names = wide_names(4_000)
+    with pytest.raises(StreamqError) as refused:
+        place("g", dict.fromkeys(((name, 0) for name in names), 1), [TopicSeen(n, b"t1", 1) for n in names], fresh_id=FRESH, outcomes={})(None)
+    assert refused.value.code == "limit_reached"
+
+
+def test_the_largest_group_that_is_let_in_fits_into_its_register() -> None:
+    """The bounds of `model/limits.py`, against bytes: the widest names, numbers and counts together."""
+    largest = GroupPartition(OFFSET_MAX, OFFSET_MAX, OFFSET_MAX, OFFSET_MAX)
+    pending = msgspec.structs.replace(largest, pending=Pending(bytes(16), OFFSET_MAX, OFFSET_MAX))
+    partitions = [pending] * GROUP_PENDING_MAX + [largest] * (GROUP_PARTITIONS_MAX - GROUP_PENDING_MAX)
+    topics = tuple(GroupTopic("t", bytes(16), (partition,)) for partition in partitions)
+    members = tuple(GroupMember(OFFSET_MAX, bytes(16), "", ("t",), OFFSET_MAX) for _ in range(GROUP_MEMBERS_MAX))
+    register = GroupRegister(FRESH, "g" * NAME_CHARS_MAX, OFFSET_MAX, "b" * NAME_CHARS_MAX, OFFSET_MAX, members, topics)
+    short = len(encode(register))
+    rest = GROUP_NAMES_BYTES_MAX - register.names_bytes
+    assert rest > 0
+    assert short + rest < REGISTER_BYTES_MAX
