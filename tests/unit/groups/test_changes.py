@@ -200,8 +200,9 @@ def test_a_group_that_was_too_wide_before_there_was_a_bound_still_changes() -> N
 
 def test_positions_of_topics_whose_names_do_not_fit_are_refused() -> None:
     names = wide_names(4_000)
+    seen = [TopicSeen(name, b"t1", 1) for name in names]
     with pytest.raises(StreamqError) as refused:
-        place("g", dict.fromkeys(((name, 0) for name in names), 1), [TopicSeen(n, b"t1", 1) for n in names], fresh_id=FRESH, outcomes={})(None)
+        place("g", dict.fromkeys(((name, 0) for name in names), 1), seen, fresh_id=FRESH, outcomes={})(None)
     assert refused.value.code == "limit_reached"
 
 
