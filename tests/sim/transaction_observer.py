@@ -92,6 +92,8 @@ class TransactionObserver:
         self._chosen: dict[str, Ballot] = {}
         self._producers: dict[str, ProducerRegister] = {}
         self._blocks: dict[str, frozenset[int]] = {}
+        self._group: GroupRegister | None = None
+        """The newest that any acceptor has taken."""
         self._known: defaultdict[Place, dict[int, str]] = defaultdict(dict)
 
     # --- applications ----------------------------------------------------------------------------------------------------------
@@ -128,6 +130,12 @@ class TransactionObserver:
             self._fail(f"{attempt} is committed, and {unacked} is not acked")
         if not attempt.is_to_commit:
             self._fail(f"{attempt} is committed, and its application has not asked for that")
+        for partition, offset in attempt.inputs:
+            known = self._group.partition(self._source, partition) if self._group is not None else None
+            pending = known.pending if known is not None else None
+            is_of_it = pending is not None and pending.transaction == transaction and pending.position > offset
+            if known is None or not (is_of_it or (known.position or 0) > offset):
+                self._fail(f"{attempt} is committed, which has transformed {partition}/{offset}, and the group has {known}")
 
     def _judge_producer(self, name: str, old: ProducerRegister, new: ProducerRegister) -> None:
         """Between two versions that were chosen there may be one that fewer acceptors had, and that the second was made of."""
@@ -174,6 +182,8 @@ class TransactionObserver:
         if ballot in self._votes["group"]:
             return
         self._votes["group"][ballot] = set()
+        if ballot == max(self._votes["group"]):
+            self._group = register
         topic = register.topic(self._source)
         for index, partition in enumerate(topic.partitions if topic is not None else ()):
             if (partition.position or 0) > self._covered_to[index]:

@@ -46,7 +46,7 @@ OUTPUTS: Final = {"out": 2, "log": 1}
 GROUP: Final = "g"
 PARTITIONS: Final = 3
 PLACES: Final = 3
-FAULTS_UNTIL_S: Final = 30.0
+FAULTS_UNTIL_S: Final = 20.0
 CONVERGES_WITHIN_S: Final = 60.0
 SESSION_S: Final = 1.5
 PROCESSING_S: Final = 4.0
@@ -56,10 +56,10 @@ DELIVERY_S: Final = 3.0
 ABORTED_KEPT_MAX: Final = 3
 ABORTED_BLOCK: Final = 16
 STAGES: Final = ("reading", "producing", "before positions", "after positions", "committing", "idle")
-FATES: Final = ("leave", "crash", "crash", "hang", "hang", "cut off", "followed")
+FATES: Final = ("leave", "crash", "crash", "hang", "hang", "cut off", "followed", "deaf", "deaf")
 MUST_HAPPEN: Final = (
     "committed", "aborted", "aborted on purpose", "raised", "aborted by others", "aborted for age", "aborted by the coordinator", "fenced",
-    "lost", "unknown", "committed, found out later", "a lost answer of a commit", "crashed", "hung", "cut off", "followed", "left",
+    "lost", "unknown", "committed, found out later", "a lost answer of a commit", "crashed", "hung", "cut off", "deaf", "followed", "left",
     "moved to blocks", "brokers away", "read", "read late", "read from the middle",
 )  # fmt: skip
 
@@ -329,7 +329,8 @@ class _Life:
         self._random = choose
         self._scope = trio.CancelScope()
         self._fate = "stay" if run.is_over else choose.choice(FATES)
-        self._fate_at = (choose.choice((0.0, 2.0, 5.0)), choose.choice(STAGES))
+        stage = "committing" if self._fate == "deaf" else choose.choice(STAGES)
+        self._fate_at = (choose.choice((0.0, 1.0, 4.0)), stage)
         self._is_leaving = False
         self._in_hand: list[Record] = []
         """Handed out, and in no transaction yet."""
@@ -405,6 +406,17 @@ class _Life:
             run.cut(self.name, others, both_ways=choose.random() < 0.7)
             await self._replaced(choose.choice((0.5, 2.0, 5.0, 9.0)))
             run.join(self.name, others)
+        elif fate == "deaf":
+            self._count("deaf")
+            others = [broker for broker in brokers if choose.random() < 0.8]
+            for broker in others:
+                run.cluster.network.block(broker, self.name)
+            await trio.sleep(choose.choice((0.01, 0.1)))
+            if choose.random() < 0.6:
+                run.cluster.network.reset(self.name)
+            await self._replaced(choose.choice((0.1, 1.0, DELIVERY_S + 2.5)))
+            run.join(self.name, others)
+            self._fate = "leave" if choose.random() < 0.5 else "crash"
         else:
             self._count("followed")
             self.gone.set()
