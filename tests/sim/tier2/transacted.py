@@ -8,6 +8,7 @@ from typing import Any, Final
 from unittest import mock
 
 import trio
+import trio.lowlevel
 
 from streamq.broker import transactions as broker_transactions
 from streamq.broker.transactions import Transactions as BrokerTransactions
@@ -374,7 +375,7 @@ class _Life:
             self._is_leaving = True
         else:
             self._nursery.start_soon(self._befalls, fate, self._random.choice((0.0, 0.0, 0.0005, 0.001, 0.003, 0.01)))
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
     async def _befalls(self, fate: str, in_s: float) -> None:
         PROCESS.set(None)
