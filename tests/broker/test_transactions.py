@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from streamq.metadata.transactions import ABORTED_KEPT_MAX
-from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError
+from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError, UnknownOutcomeError
 from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, ReadStable, StableRead, TopicCreated
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, Record
@@ -285,3 +285,28 @@ async def test_what_makes_no_sense_is_refused() -> None:
                         pass
                 with pytest.raises(RefusedError):
                     await producer.send("out", b"x", partition=0, position=3)
+
+
+async def test_who_turns_out_to_be_fenced_reads_again_what_may_have_been_committed() -> None:
+    """The commit never arrived, another of the name was opened: the same consumer goes on with another producer."""
+    async with running() as made, transactional(made, delivery_timeout_s=0.3) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(3):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            plain = producer._cluster.request
+
+            async def unheard(*given: object, **more: object) -> object:
+                raise UnknownOutcomeError("it may have arrived", code="unknown_outcome")
+
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert len(await consumer.fetch(timeout=5)) == 3
+                    producer._cluster.request = unheard  # type: ignore[method-assign, assignment]
+            producer._cluster.request = plain  # type: ignore[method-assign]
+            async with transactional(made) as successor:
+                with pytest.raises(FencedError):
+                    async with producer.transaction(consumer):
+                        pass
+                async with successor.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "handed out again"
