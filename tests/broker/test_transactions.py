@@ -287,6 +287,34 @@ async def test_what_makes_no_sense_is_refused() -> None:
                     await producer.send("out", b"x", partition=0, position=3)
 
 
+async def test_an_abort_rewinds_a_partition_that_is_just_being_opened_again() -> None:
+    """Its session stood still for a moment: the partition was closed, and is opened where it was, while the transaction ends."""
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(3):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            async with producer.transaction(consumer) as transaction:
+                assert len(await consumer.fetch(timeout=5)) == 3
+                transaction.abort()
+                group, reading = consumer._group, consumer._reading
+                assert group is not None
+                plain = reading._view
+
+                async def slowly(*place: object) -> object:
+                    view = await plain(*place)  # type: ignore[arg-type]
+                    await trio.sleep(0.5)
+                    return view
+
+                reading._view = slowly  # type: ignore[method-assign, assignment]
+                group._suspend()
+                with trio.fail_after(5):
+                    while group.membership.is_suspended:
+                        await trio.sleep(0.01)
+            async with producer.transaction(consumer):
+                assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "handed out again"
+
+
 async def test_who_turns_out_to_be_fenced_reads_again_what_may_have_been_committed() -> None:
     """The commit never arrived, another of the name was opened: the same consumer goes on with another producer."""
     async with running() as made, transactional(made, delivery_timeout_s=0.3) as producer:
