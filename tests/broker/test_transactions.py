@@ -287,6 +287,35 @@ async def test_what_makes_no_sense_is_refused() -> None:
                     await producer.send("out", b"x", partition=0, position=3)
 
 
+async def test_a_partition_that_was_lost_in_it_and_came_back_is_read_again_from_its_position() -> None:
+    """Lost and got again within one transaction, which read it both times: what it read the second time was passed over."""
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(3):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            with pytest.raises(GroupLostError):
+                async with producer.transaction(consumer):
+                    assert len(await consumer.fetch(timeout=5)) == 3
+                    await let_go(consumer, 0)
+                    assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "held again, from its position"
+            async with producer.transaction(consumer):
+                assert [record.offset for record in await consumer.fetch(timeout=1)] == [0, 1, 2], "nothing of it was committed"
+
+
+async def let_go(consumer: Consumer, partition: int) -> None:
+    """The member gives the partition back, and is given it anew."""
+    group, place = consumer._group, ("in", partition)
+    assert group is not None
+    before = group.membership.holds[place]
+    group._close(place, before)
+    before.is_open, before.is_released = False, True
+    group._commit_wanted.set()
+    with trio.fail_after(5):
+        while (now := group.membership.holds.get(place)) is None or now.since == before.since or not now.is_open:
+            await trio.sleep(0.01)
+
+
 async def test_an_abort_rewinds_a_partition_that_is_just_being_opened_again() -> None:
     """Its session stood still for a moment: the partition was closed, and is opened where it was, while the transaction ends."""
     async with running() as made, transactional(made) as producer:
