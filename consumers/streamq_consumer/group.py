@@ -180,9 +180,15 @@ class GroupReader:
         kept = [(place, first) for (place, since), first in taken.items() if place in holds and holds[place].since == since]
         if not is_committed:
             return kept
-        for place, _ in kept:
+        positions = self.positions()
+        for place, first in kept:
+            hold = holds[place]
             if place in pending:
-                holds[place].committed = max(pending[place], holds[place].committed or 0)
+                hold.committed = max(pending[place], hold.committed or 0)
+            counts_to = max(first, pending.get(place, first))
+            if positions.get(place, counts_to) > counts_to:
+                # Handed out while its end was not known: that is the next one's.
+                self._taken[place, hold.since] = counts_to
         if self._is_parting:
             self._commit_wanted.set()
         return []

@@ -316,6 +316,36 @@ async def let_go(consumer: Consumer, partition: int) -> None:
             await trio.sleep(0.01)
 
 
+async def test_what_was_read_while_a_commit_was_unknown_belongs_to_the_next_transaction() -> None:
+    async with running() as made, transactional(made, delivery_timeout_s=0.5) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(4):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            assert producer._transactions is not None
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert len(await consumer.fetch(2, timeout=5)) == 2
+                    answers_are_lost(producer, until_s=trio.current_time() + 1.5)
+            assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3]
+            await trio.sleep(1.0)
+            async with producer.transaction(consumer):
+                await producer.send("out", b"2 and 3", partition=0)
+            assert (await committed(made))[0] == 4
+
+
+def answers_are_lost(producer: Producer, *, until_s: float) -> None:
+    plain = producer._cluster.request
+
+    async def request(message: object, *given: object, **more: object) -> object:
+        answer = await plain(message, *given, **more)  # type: ignore[arg-type, type-var]
+        if trio.current_time() < until_s:
+            raise UnknownOutcomeError("the answer is lost", code="unknown_outcome")
+        return answer
+
+    producer._cluster.request = request  # type: ignore[method-assign, assignment]
+
+
 async def test_an_abort_rewinds_a_partition_that_is_just_being_opened_again() -> None:
     """Its session stood still for a moment: the partition was closed, and is opened where it was, while the transaction ends."""
     async with running() as made, transactional(made) as producer:
