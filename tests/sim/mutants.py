@@ -521,7 +521,7 @@ def positions_count_before_the_transaction(patch: Patch) -> None:
     patch(GroupReader, "commit_in", commit_in)
 
 
-def positions_are_committed_behind_the_transaction(patch: Patch) -> None:
+def positions_count_behind_the_transaction(patch: Patch) -> None:
     plain = GroupReader.on_transaction_ended
 
     async def commit_in(self: GroupReader, transaction: Transaction) -> None:
@@ -667,7 +667,7 @@ MUTANTS: Final = (
     Mutant("transactions", "aborted data is handed out", aborted_data_is_handed_out, 10, 0, "transactions"),
     Mutant("transactions", "commits without waiting for acks", commits_without_waiting_for_acks, 10, 0, "transactions"),
     Mutant("transactions", "positions count before the transaction", positions_count_before_the_transaction, 10, 0, "transactions"),
-    Mutant("transactions", "positions are committed behind the transaction", positions_are_committed_behind_the_transaction, 10, 0, "transactions"),
+    Mutant("transactions", "positions count behind the transaction", positions_count_behind_the_transaction, 10, 0, "transactions"),
     Mutant("transactions", "an opening aborts nothing", an_opening_aborts_nothing, 10, 0, "transactions"),
     Mutant("transactions", "a zombie is told aborted", a_zombie_is_told_aborted, 10, 0, "transactions"),
     Mutant("transactions", "pending positions are dropped", pending_positions_are_dropped, 10, 0, "transactions"),

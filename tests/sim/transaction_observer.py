@@ -199,6 +199,11 @@ class TransactionObserver:
         self._chosen[key] = ballot
         return True
 
+    def is_committed(self, name: str, number: int) -> bool:
+        """As a majority has it."""
+        register = self._producers.get(name)
+        return register is not None and self.outcomes.get(Transaction(register.id, number), False)
+
     # --- readers ---------------------------------------------------------------------------------------------------------------
 
     def reads(self, name: str, *, is_committed_only: bool, starts: Mapping[Place, int]) -> ReaderSeen:

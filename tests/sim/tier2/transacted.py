@@ -1,5 +1,5 @@
-"""Transactions under faults: members that read, transform and write in transactions and die, hang and come back as zombies at every stage of
-them, while brokers do; the real code, as in `run`."""
+"""Transactions under faults: members that read, transform and write die, hang and come back as zombies at every stage, while brokers do;
+the real code, as in `run`."""
 
 import logging
 import random
@@ -60,7 +60,7 @@ STAGES: Final = ("reading", "producing", "before positions", "after positions", 
 FATES: Final = ("leave", "crash", "crash", "hang", "hang", "cut off", "followed", "deaf", "deaf")
 MUST_HAPPEN: Final = (
     "committed", "aborted", "aborted on purpose", "raised", "aborted by others", "aborted for age", "aborted by the coordinator", "fenced",
-    "lost", "unknown", "committed, found out later", "a lost answer of a commit", "crashed", "hung", "cut off", "deaf", "followed", "left",
+    "lost", "unknown", "committed, found out later", "a commit asked for again", "crashed", "hung", "cut off", "deaf", "followed", "left",
     "moved to blocks", "brokers away", "read", "read late", "read from the middle",
 )  # fmt: skip
 
@@ -153,8 +153,8 @@ class _Run:
         self.cluster.voted = voted  # type: ignore[method-assign]
 
     def _count_settling(self, stack: ExitStack) -> None:
-        """Who aborts what others have begun: a reader that found it too old, or the coordinator of a group."""
-        plain, plain_all = BrokerTransactions.settle, BrokerTransactions.settle_all
+        """Who aborts what others have begun: a reader that found it too old, or the coordinator of a group; and whose answers are lost."""
+        plain, plain_all, plain_end = BrokerTransactions.settle, BrokerTransactions.settle_all, BrokerTransactions.end
         of_coordinators: set[Transaction] = set()
 
         async def settle(broker: BrokerTransactions, transaction: Transaction) -> bool:
@@ -168,6 +168,13 @@ class _Run:
             of_coordinators.update(transactions)
             return await plain_all(broker, transactions)
 
+        async def end(broker: BrokerTransactions, message: EndTransaction) -> bool:
+            was_committed = self.observer.is_committed(message.name, message.number)
+            is_committed = await plain_end(broker, message)
+            self.cluster.counters["a commit asked for again"] += was_committed and message.commits and is_committed
+            return is_committed
+
+        stack.enter_context(mock.patch.object(BrokerTransactions, "end", end))
         stack.enter_context(mock.patch.object(BrokerTransactions, "settle", settle))
         stack.enter_context(mock.patch.object(BrokerTransactions, "settle_all", settle_all))
 
@@ -448,7 +455,6 @@ class _Life:
                         bootstrap, name=self.producer_name, transactional=True, transaction_timeout_s=TRANSACTION_S,
                         delivery_timeout_s=DELIVERY_S, close_timeout_s=1.0, host=self._run.host(self.name),
                     ) as producer:  # fmt: skip
-                        self._count_lost_answers(producer)
                         while self._goes_on:
                             await self._transform(producer, consumer)
                 except _ReopenError as error:
@@ -461,30 +467,12 @@ class _Life:
                     self.producer_name = f"t{choose.randrange(PLACES)}"
                     await trio.sleep(0.1)
 
-    def _count_lost_answers(self, producer: Producer) -> None:
-        plain = producer._cluster.request
-        lost: set[int] = set()
-
-        async def request(message: Any, *given: Any, **more: Any) -> Any:
-            try:
-                answer = await plain(message, *given, **more)
-            except UnknownOutcomeError:
-                if isinstance(message, EndTransaction) and message.commits:
-                    lost.add(message.number)
-                raise
-            if isinstance(message, EndTransaction) and message.number in lost and answer.committed:
-                self._count("a lost answer of a commit")
-                lost.discard(message.number)
-            return answer
-
-        producer._cluster.request = request  # type: ignore[method-assign]
-
     async def _transform(self, producer: Producer, consumer: Consumer) -> None:
         choose, run = self._random, self._run
         positions = _Positions(self, consumer) if run.is_over or choose.random() < 0.85 else None
         await self._at("idle")
         if positions is not None and (choose.random() < 0.7 or run.is_over):
-            await self._fetch(consumer)
+            self._in_hand += await self._fetch(consumer)
             if not self._in_hand:
                 return
         ending = "commit" if run.is_over else choose.choice(("commit",) * 7 + ("abort", "raise", "dawdle"))
@@ -494,9 +482,17 @@ class _Life:
                 assert transaction.name is not None
                 attempt = run.observer.on_begun(self.name, self.producer_name, transaction.name)
                 self._note(f"begins {attempt}")
-                await self._fill(attempt, producer, consumer if positions is not None else None)
+                if positions is None:
+                    await self._write_any(attempt, producer)
+                else:
+                    records, self._in_hand = self._in_hand, []
+                    await self._write_outputs(attempt, producer, records)
+                    for _ in range(choose.choice((0, 1, 1, 2)) if records else 1):
+                        await self._write_outputs(attempt, producer, await self._fetch(consumer))
                 if ending == "dawdle":
-                    await trio.sleep(choose.choice((1.0, 2 * PARTING_S, TRANSACTION_S + 1.0)))
+                    await trio.sleep(choose.choice((0.5, 1.5 * PARTING_S, TRANSACTION_S + 1.0)))
+                    if positions is not None:
+                        await self._write_outputs(attempt, producer, await self._fetch(consumer))
                 elif ending == "raise":
                     raise _OnPurposeError
                 elif ending == "abort":
@@ -525,13 +521,12 @@ class _Life:
                 self._count("unknown")
             if choose.random() < 0.3:
                 raise
+            if choose.random() < 0.7:
+                self._in_hand += await self._fetch(consumer)
         except UnavailableError as error:
             self._note(f"{attempt or 'to begin'}: {error.code}: {error}")
             if attempt is not None:
                 raise _ReopenError(str(error)) from None
-        finally:
-            if attempt is not None and positions is not None:
-                self._in_hand = []
         if ending == "commit":
             await self._look_back(producer, attempt)
 
@@ -542,21 +537,18 @@ class _Life:
         if attempt is not None and transactions._owed is not None and self._run.observer.outcomes.get(attempt.transaction):
             self._count("committed, found out later")
 
-    async def _fetch(self, consumer: Consumer) -> None:
+    async def _fetch(self, consumer: Consumer) -> list[Record]:
         await self._at("reading")
-        self._in_hand += await consumer.fetch(self._random.choice((1, 2, 5, 50)), timeout=0.3)
+        records = await consumer.fetch(self._random.choice((1, 2, 5, 50)), timeout=0.3)
         await self._at("reading")
+        return records
 
-    async def _fill(self, attempt: Attempt, producer: Producer, consumer: Consumer | None) -> None:
-        choose = self._random
-        if consumer is None:
-            for i in range(choose.randint(1, 4)):
-                topic = choose.choice(list(OUTPUTS))
-                await self._write(attempt, producer, topic, f"{attempt.number} - {i}")
-            return
-        for _ in range(choose.choice((0, 1, 1, 2)) if self._in_hand else 1):
-            await self._fetch(consumer)
-        for record in self._in_hand:
+    async def _write_any(self, attempt: Attempt, producer: Producer) -> None:
+        for i in range(self._random.randint(1, 4)):
+            await self._write(attempt, producer, self._random.choice(list(OUTPUTS)), f"{attempt.number} - {i}")
+
+    async def _write_outputs(self, attempt: Attempt, producer: Producer, records: list[Record]) -> None:
+        for record in records:
             attempt.inputs.append((record.partition, record.offset))
             for topic in OUTPUTS:
                 await self._write(attempt, producer, topic, f"{attempt.number} {record.partition} {record.offset}")
