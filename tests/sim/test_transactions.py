@@ -9,9 +9,7 @@ from tests.sim.tier2.transacted import account, run_seed
 pytestmark = pytest.mark.slow
 
 SAMPLE = (1,)
-HAPPENS = (
-    "committed", "aborted on purpose", "raised", "aborted by others", "aborted for age", "fenced", "crashed", "moved to blocks", "read late",
-)  # fmt: skip
+HAPPENS = ("committed", "aborted on purpose", "raised", "aborted by others", "aborted for age", "fenced", "crashed", "moved to blocks")
 """In one seed already; `python -m tests.sim transactions` has seeds enough for all of `MUST_HAPPEN`."""
 
 

@@ -5,6 +5,7 @@ The members are played as `streamq_consumer.group` is: they see the register now
 commit of a transaction only when its positions were stored and none of them was fenced.
 """
 
+from contextlib import suppress
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -32,8 +33,6 @@ from streamq.model.transactions import Transaction
 PARTITIONS = 2
 SEEN = [TopicSeen("t", b"t", PARTITIONS)]
 TOKENS = [bytes([n]) * 16 for n in range(1, 4)]
-
-
 
 
 class Member:
@@ -67,8 +66,8 @@ class Group(RuleBasedStateMachine):
         if transaction not in self.outcomes:
             self.outcomes[transaction] = commits
             for partition, first, end in sorted(self.reads.get(transaction, ())) if commits else ():
-                assert first <= self.covered[partition], f"records of {partition} are passed over: from {self.covered[partition]} to {first}"
-                assert first >= self.covered[partition], f"records of {partition} are transformed twice: from {first}"
+                assert first <= self.covered[partition], f"records of {partition} are passed over, before {first}"
+                assert first >= self.covered[partition], f"records of {partition} are transformed twice, from {first} on"
                 self.covered[partition] = end
         return self.outcomes[transaction]
 
@@ -196,10 +195,8 @@ class Group(RuleBasedStateMachine):
         elif kind == "too old" and begun:
             self.decide(data.draw(st.sampled_from(begun)), commits=False)
         elif kind == "late copy" and self.copies:
-            try:
+            with suppress(GroupLostError):
                 self.apply(self.copies[data.draw(st.integers(0, len(self.copies) - 1))])
-            except GroupLostError:
-                pass
 
     @invariant()
     def positions_say_what_is_committed(self) -> None:
