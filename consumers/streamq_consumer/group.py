@@ -6,7 +6,8 @@ at once. `commit` stores how far the application has come, every `commit_interva
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import anyio
 
@@ -57,13 +58,6 @@ class Reading(Protocol):
         """Something changed that who waits for records has to look at."""
 
 
-class _Taken(NamedTuple):
-    since: int
-    """The hold of which it is."""
-    first: int
-    """The first offset."""
-
-
 class GroupReader:
     """Invariant: after `error` is set nothing is held, and both tasks have ended or are about to."""
 
@@ -82,8 +76,9 @@ class GroupReader:
         self._coordinator = ""
         self._marks: dict[Place, int] = {}
         """Without automatic commits: what the application has committed, to be told with the next commit."""
-        self._taken: dict[Place, _Taken] = {}
-        """Without automatic commits: what the application was handed since its last transaction."""
+        self._taken: dict[tuple[Place, int], int] = {}
+        """Without automatic commits: the first offset that the application was handed since its last transaction, of each hold: one that
+        was lost fails the transaction, and what was read under the next one is to be read again all the same."""
         self._pending: dict[Place, int] = {}
         """The positions that wait for the transaction that is open."""
         self._is_parting = False
@@ -147,7 +142,7 @@ class GroupReader:
         """Records from this offset on are about to be handed out."""
         hold = self.membership.holds.get(place)
         if hold is not None and not self.settings.auto_commit:
-            self._taken.setdefault(place, _Taken(hold.since, offset))
+            self._taken.setdefault((place, hold.since), offset)
 
     async def commit_in(self, transaction: Transaction) -> None:
         """Stores how far the application was handed each partition since its last transaction, to count if this one is committed.
@@ -158,11 +153,11 @@ class GroupReader:
         positions = self.positions()
         entries: list[Entry] = []
         lost = []
-        for place, taken in self._taken.items():
+        for (place, since), first in self._taken.items():
             hold = self.membership.holds.get(place)
-            if hold is None or hold.since != taken.since or hold.is_released or place not in positions:
+            if hold is None or hold.since != since or hold.is_released or place not in positions:
                 lost.append(place)
-            elif positions[place] > taken.first:
+            elif positions[place] > first:
                 entries.append(Entry(place[0], place[1], hold.since, positions[place], False))
         if not lost and entries:
             self._pending = {(entry.topic, entry.partition): entry.position for entry in entries if entry.position is not None}
@@ -182,12 +177,18 @@ class GroupReader:
         taken, self._taken = self._taken, {}
         pending, self._pending = self._pending, {}
         holds = self.membership.holds
-        kept = [(place, was, holds[place]) for place, was in taken.items() if place in holds and holds[place].since == was.since]
+        kept = [(place, first) for (place, since), first in taken.items() if place in holds and holds[place].since == since]
         if not is_committed:
-            return [(place, was.first) for place, was, _ in kept]
-        for place, _, hold in kept:
+            return kept
+        positions = self.positions()
+        for place, first in kept:
+            hold = holds[place]
             if place in pending:
                 hold.committed = max(pending[place], hold.committed or 0)
+            counts_to = max(first, pending.get(place, first))
+            if positions.get(place, counts_to) > counts_to:
+                # Handed out while its end was not known: that is the next one's.
+                self._taken[place, hold.since] = counts_to
         if self._is_parting:
             self._commit_wanted.set()
         return []
@@ -249,17 +250,23 @@ class GroupReader:
             hold = self.membership.holds.get(place)
             if hold is None or hold.since != since or not self.membership.may_open(hold):
                 return
+            offset = hold.next_offset
             try:
-                await self._reading.open(place, hold.next_offset, may_go_on=lambda: self.membership.on_opened(place, since))
+                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, hold, offset))
             except UnavailableError as error:
                 log.info("%s/%d cannot be read yet: %s", place[0], place[1], error)
             except StreamqError as error:
                 self._end(error)
                 return
             else:
-                return
+                if hold.next_offset == offset:
+                    return
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    def _may_go_on(self, place: Place, hold: Hold, offset: int | None) -> bool:
+        """Unless it is to go on elsewhere by now: a transaction was aborted while the partition was being opened."""
+        return hold.next_offset == offset and self.membership.on_opened(place, hold.since)
 
     def _close(self, place: Place, hold: Hold) -> None:
         hold.next_offset = self._reading.close(place)

@@ -14,7 +14,7 @@ import anyio
 from streamq.client.cluster import Cluster
 from streamq.client.lifetime import Lifetime
 from streamq.model.batches import BatchHeader
-from streamq.model.errors import NotFoundError, StreamqError
+from streamq.model.errors import StreamqError
 from streamq.model.messages import OutcomesRead, ReadOutcomes
 from streamq.model.transactions import ABORTED_BLOCK, Transaction
 
@@ -30,6 +30,8 @@ PAUSE_S_MAX: Final = 0.5
 BLOCKS_KEPT_MAX: Final = 1_000
 ASKED_AT_ONCE_MAX: Final = 128
 """Questions about open transactions take as long as these; more wait their turn."""
+NO_TRANSACTION_CODE: Final = "not_found"
+"""A majority's answer; "unknown_broker" is this client's own, and says nothing about the transaction."""
 
 
 class Outcomes:
@@ -61,10 +63,9 @@ class Outcomes:
         question = ReadOutcomes(transaction, began_ms, round(WAIT_S * 1000))
         pause_s = PAUSE_S
         try:
-            async with self._asking:
-                while not await self._is_answered(question):
-                    await anyio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            while not await self._is_answered(question):
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
         finally:
             self._asked.discard(transaction)
         self._on_decided()
@@ -72,17 +73,19 @@ class Outcomes:
     async def _is_answered(self, question: ReadOutcomes) -> bool:
         transaction = question.transaction
         try:
-            answer = await self._cluster.request(question, OutcomesRead, timeout_s=WAIT_S + ASK_S)
-        except NotFoundError as error:
+            # Those that stay open for long take turns with others.
+            async with self._asking:
+                answer = await self._cluster.request(question, OutcomesRead, timeout_s=WAIT_S + ASK_S)
+        except StreamqError as error:
+            if error.code != NO_TRANSACTION_CODE:
+                log.info("the outcome of transaction %d of producer %s is not known yet: %s", *reversed(_named(transaction)), error)
+                return False
             # No producer of ours writes such a batch; what is behind it must not be held up for ever.
             log.warning("what producer %s says to be transaction %d is left out: %s", *_named(transaction), error)
             self._bogus[transaction] = None
             if len(self._bogus) > BLOCKS_KEPT_MAX:
                 self._bogus.popitem(last=False)
             return True
-        except StreamqError as error:
-            log.info("the outcome of transaction %d of producer %s is not known yet: %s", *reversed(_named(transaction)), error)
-            return False
         if not answer.first <= transaction.number <= answer.decided:
             return False
         self._blocks[transaction.producer, transaction.number // ABORTED_BLOCK] = answer

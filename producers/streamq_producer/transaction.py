@@ -63,8 +63,13 @@ class Transactions:
             if self._number:
                 await self.end(commits=False)
             self._pay()
-        except BaseException:
+        except BaseException as error:
             self._is_open = False
+            owed = self._owed
+            if isinstance(error, FencedError) and owed is not None:
+                # Opening the other has aborted it (metadata.transactions, 3), and nobody asks again.
+                self._owed = None
+                owed.on_transaction_ended(is_committed=False)
             raise
         self._number = self._decided + 1
         self._dispatcher.begin_transaction(self._number)

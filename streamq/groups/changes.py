@@ -199,7 +199,7 @@ def commit(token: bytes, entries: Sequence[Entry], transaction: Transaction | No
         if transaction is not None and sum(p.pending is not None for t in changed.topics for p in t.partitions) > GROUP_PENDING_MAX:
             message = f"{GROUP_PENDING_MAX} positions of group {register.name!r} wait for transactions, the most there may be"
             raise RefusedError(message, code="limit_reached", hint="commit the positions of fewer partitions in one transaction")
-        return changed, tuple(entry for entry in entries if not _is_reached(changed, entry, transaction))
+        return changed, tuple(entry for entry in entries if not _is_reached(changed, entry, transaction, member.number))
 
     return step
 
@@ -381,14 +381,17 @@ def _committed(register: GroupRegister, number: int, entries: Sequence[Entry], t
     return msgspec.structs.replace(register, topics=topics)
 
 
-def _is_reached(register: GroupRegister, entry: Entry, transaction: Transaction | None) -> bool:
+def _is_reached(register: GroupRegister, entry: Entry, transaction: Transaction | None, number: int) -> bool:
     partition = register.partition(entry.topic, entry.partition)
     if entry.position is None:
         return True
     if partition is None:
         return False
-    if partition.pending is not None and partition.pending.transaction == transaction:
-        return partition.pending.position >= entry.position
+    if transaction is not None:
+        if partition.pending is not None and partition.pending.transaction == transaction:
+            return partition.pending.position >= entry.position
+        if partition.holder != number or partition.since != entry.since:
+            return False  # whoever has come so far meanwhile: it was not this transaction
     return partition.position is not None and partition.position >= entry.position
 
 

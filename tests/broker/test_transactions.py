@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from streamq.metadata.transactions import ABORTED_KEPT_MAX
-from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError
+from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError, UnknownOutcomeError
 from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, ReadStable, StableRead, TopicCreated
 from streamq.testing import cluster as thread_cluster
 from streamq.testing.in_process import ClusterInProcess, cluster
@@ -321,3 +321,115 @@ def test_the_blocking_twins_have_transactions_with_positions() -> None:
             assert set(reader.stables()) == set(reader.ranges()) == {("out", 0)}
         with sync_consumer.Consumer(made.bootstrap, topics=["in"], group="g", auto_commit=False) as again:
             assert [record.value for record in again.fetch(timeout=5)] == [b"5"]
+
+
+async def test_a_partition_that_was_lost_in_it_and_came_back_is_read_again_from_its_position() -> None:
+    """Lost and got again within one transaction, which read it both times: what it read the second time was passed over."""
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(3):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            with pytest.raises(GroupLostError):
+                async with producer.transaction(consumer):
+                    assert len(await consumer.fetch(timeout=5)) == 3
+                    await let_go(consumer, 0)
+                    assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "held again, from its position"
+            async with producer.transaction(consumer):
+                assert [record.offset for record in await consumer.fetch(timeout=1)] == [0, 1, 2], "nothing of it was committed"
+
+
+async def let_go(consumer: Consumer, partition: int) -> None:
+    """The member gives the partition back, and is given it anew."""
+    group, place = consumer._group, ("in", partition)
+    assert group is not None
+    before = group.membership.holds[place]
+    group._close(place, before)
+    before.is_open, before.is_released = False, True
+    group._commit_wanted.set()
+    with trio.fail_after(5):
+        while (now := group.membership.holds.get(place)) is None or now.since == before.since or not now.is_open:
+            await trio.sleep(0.01)
+
+
+async def test_what_was_read_while_a_commit_was_unknown_belongs_to_the_next_transaction() -> None:
+    async with running() as made, transactional(made, delivery_timeout_s=0.5) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(4):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            assert producer._transactions is not None
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert len(await consumer.fetch(2, timeout=5)) == 2
+                    answers_are_lost(producer, until_s=trio.current_time() + 1.5)
+            assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3]
+            await trio.sleep(1.0)
+            async with producer.transaction(consumer):
+                await producer.send("out", b"2 and 3", partition=0)
+            assert (await committed(made))[0] == 4
+
+
+def answers_are_lost(producer: Producer, *, until_s: float) -> None:
+    plain = producer._cluster.request
+
+    async def request(message: object, *given: object, **more: object) -> object:
+        answer = await plain(message, *given, **more)  # type: ignore[arg-type, type-var]
+        if trio.current_time() < until_s:
+            raise UnknownOutcomeError("the answer is lost", code="unknown_outcome")
+        return answer
+
+    producer._cluster.request = request  # type: ignore[method-assign, assignment]
+
+
+async def test_an_abort_rewinds_a_partition_that_is_just_being_opened_again() -> None:
+    """Its session stood still for a moment: the partition was closed, and is opened where it was, while the transaction ends."""
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(3):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            async with producer.transaction(consumer) as transaction:
+                assert len(await consumer.fetch(timeout=5)) == 3
+                transaction.abort()
+                group, reading = consumer._group, consumer._reading
+                assert group is not None
+                plain = reading._view
+
+                async def slowly(*place: object) -> object:
+                    view = await plain(*place)  # type: ignore[arg-type]
+                    await trio.sleep(0.5)
+                    return view
+
+                reading._view = slowly  # type: ignore[method-assign, assignment]
+                group._suspend()
+                with trio.fail_after(5):
+                    while group.membership.is_suspended:
+                        await trio.sleep(0.01)
+            async with producer.transaction(consumer):
+                assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "handed out again"
+
+
+async def test_who_turns_out_to_be_fenced_reads_again_what_may_have_been_committed() -> None:
+    """The commit never arrived, another of the name was opened: the same consumer goes on with another producer."""
+    async with running() as made, transactional(made, delivery_timeout_s=0.3) as producer:
+        async with Producer(made.bootstrap) as source:
+            for i in range(3):
+                await source.send("in", str(i).encode(), partition=0)
+        async with member(made) as consumer:
+            plain = producer._cluster.request
+
+            async def unheard(*given: object, **more: object) -> object:
+                raise UnknownOutcomeError("it may have arrived", code="unknown_outcome")
+
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert len(await consumer.fetch(timeout=5)) == 3
+                    producer._cluster.request = unheard  # type: ignore[method-assign, assignment]
+            producer._cluster.request = plain  # type: ignore[method-assign]
+            async with transactional(made) as successor:
+                with pytest.raises(FencedError):
+                    async with producer.transaction(consumer):
+                        pass
+                async with successor.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "handed out again"

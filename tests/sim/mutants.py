@@ -12,8 +12,10 @@ from unittest import mock
 
 import google_crc32c
 import msgspec
+import trio
 
 from streamq.broker import topics
+from streamq.broker import transactions as broker_transactions
 from streamq.groups import changes
 from streamq.log import record_ids, sequencer
 from streamq.log.digest import Digest, SealAnswer
@@ -29,17 +31,24 @@ from streamq.log.tails import Tails
 from streamq.log.takeover import Phase, Takeover
 from streamq.log.takeover_effects import OpenEpoch, TakeoverEffect
 from streamq.log.tip import TipEffect, TipRead
+from streamq.metadata import changes as register_changes
 from streamq.metadata.acceptor import Acceptor, Answer, Cell
+from streamq.metadata.transactions import Outcomes, forget, move_in
 from streamq.model.batches import Batch, BatchHeader
-from streamq.model.groups import Entry, GroupRegister
+from streamq.model.errors import NotFoundError
+from streamq.model.groups import NOBODY, Entry, GroupPartition, GroupRegister
 from streamq.model.messages import Failure, Message, TipAnswer
-from streamq.model.registers import PartitionRegister, TopicRegister
+from streamq.model.registers import PartitionRegister, ProducerRegister, TopicRegister, producer_key
+from streamq.model.transactions import AbortedRegister, Transaction
 from streamq.storage import journal_recovery, log_reader
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import Group, JournalPosition, Row
+from streamq_consumer import outcomes as consumer_outcomes
+from streamq_consumer.group import GroupReader
 from streamq_consumer.membership import Hold, Membership
 from streamq_consumer.reading import GroupReading
+from streamq_producer import transaction as producer_transactions
 from tests.sim.report import Report
 from tests.sim.tiers import run_safely
 
@@ -548,6 +557,145 @@ def a_member_begins_where_it_likes(patch: Patch) -> None:
     patch(Hold, "__init__", init)
 
 
+# --- transactions
+
+
+def undecided_data_is_handed_out(patch: Patch) -> None:
+    plain = consumer_outcomes.Outcomes.is_committed
+    patch(consumer_outcomes.Outcomes, "is_committed", lambda self, header: plain(self, header) is not False)
+
+
+def aborted_data_is_handed_out(patch: Patch) -> None:
+    plain = consumer_outcomes.Outcomes.is_committed
+
+    def is_committed(self: consumer_outcomes.Outcomes, header: BatchHeader) -> bool | None:
+        return None if plain(self, header) is None else True
+
+    patch(consumer_outcomes.Outcomes, "is_committed", is_committed)
+
+
+def commits_without_waiting_for_acks(patch: Patch) -> None:
+    async def flush(self: producer_transactions.Transactions) -> None:
+        self._dispatcher.end_transaction()
+
+    patch(producer_transactions.Transactions, "flush", flush)
+
+
+def positions_count_before_the_transaction(patch: Patch) -> None:
+    async def commit_in(self: GroupReader, transaction: Transaction) -> None:
+        await self.commit(self.positions())
+
+    patch(GroupReader, "commit_in", commit_in)
+
+
+def positions_count_behind_the_transaction(patch: Patch) -> None:
+    plain = GroupReader.on_transaction_ended
+
+    async def commit_in(self: GroupReader, transaction: Transaction) -> None:
+        self._pending = dict(self.positions())
+
+    def on_transaction_ended(self: GroupReader, *, is_committed: bool) -> list[tuple[Any, int]]:
+        if is_committed:
+            self._marks.update(self._pending)
+            self._commit_wanted.set()
+        return plain(self, is_committed=is_committed)
+
+    patch(GroupReader, "commit_in", commit_in)
+    patch(GroupReader, "on_transaction_ended", on_transaction_ended)
+
+
+def an_opening_aborts_nothing(patch: Patch) -> None:
+    patch(register_changes, "abort_next", lambda register: register)
+
+
+def a_zombie_is_told_aborted(patch: Patch) -> None:
+    """And goes on with the next number, which its successor has, too."""
+
+    def ended(name: str, register: ProducerRegister, known: Outcomes, number: int, *, epoch: int) -> bool:
+        return bool(known.of(number))
+
+    patch(broker_transactions, "ended", ended)
+
+
+def pending_positions_are_dropped(patch: Patch) -> None:
+    """A partition goes on though nobody knows what becomes of the transaction of who had it."""
+    _hands_on(patch, lambda p: msgspec.structs.replace(p, pending=None))
+
+
+def pending_positions_count(patch: Patch) -> None:
+    _hands_on(patch, lambda p: msgspec.structs.replace(p, position=p.pending.position if p.pending is not None else None, pending=None))
+
+
+def _hands_on(patch: Patch, undecided: Callable[[GroupPartition], GroupPartition]) -> None:
+    plain = changes._settled
+
+    def settled(before: GroupRegister, after: GroupRegister) -> GroupRegister:
+        living = {member.number for member in after.members} - {NOBODY}
+        topics = tuple(
+            msgspec.structs.replace(
+                topic, partitions=tuple(undecided(p) if p.pending and p.holder not in living else p for p in topic.partitions)
+            )
+            for topic in after.topics
+        )
+        return plain(before, msgspec.structs.replace(after, topics=topics))
+
+    patch(changes, "_settled", settled)
+
+
+def the_block_is_read_before_the_register(patch: Patch) -> None:
+    """What is moved in between is in neither."""
+    blocks_of = broker_transactions
+
+    async def look(self: broker_transactions.Transactions, transaction: Transaction) -> Outcomes:
+        producer, number = transaction
+        key = (producer, number // blocks_of.ABORTED_BLOCK)
+        known = self._blocks.get(key)
+        if known is not None and known.of(number) is not None:
+            return known
+        registers = self._node.registers
+        name = await self._name_of(producer)
+        block = await registers.get_as(AbortedRegister, blocks_of.aborted_key(producer, number))
+        await trio.sleep(0.05)
+        register = await registers.get_as(ProducerRegister, producer_key(name))
+        if register is None or number > register.decided + 1:
+            raise NotFoundError("there is no such transaction yet", code="not_found")
+        found = blocks_of.outcomes(register, number, block)
+        if known is None or known.decided < found.decided:
+            self._blocks[key] = found
+        return found
+
+    patch(broker_transactions.Transactions, "look", look)
+
+
+def moved_numbers_are_forgotten_first(patch: Patch) -> None:
+    """They are not aborted until their block has them, nor ever if the broker dies."""
+
+    async def move_aborted(self: broker_transactions.Transactions, name: str) -> None:
+        registers = self._node.registers
+        register = await registers.get_as(ProducerRegister, producer_key(name))
+        if register is None or not register.aborted:
+            return
+        await registers.change_as(ProducerRegister, producer_key(name), forget(name, register.aborted))
+        for number in register.aborted:
+            key = broker_transactions.aborted_key(register.id, number)
+            await registers.change_as(AbortedRegister, key, move_in([number]))
+
+    patch(broker_transactions.Transactions, "_move_aborted", move_aborted)
+
+
+def what_may_be_committed_is_read_again(patch: Patch) -> None:
+    plain = producer_transactions.Transactions.give_up
+
+    async def give_up(self: producer_transactions.Transactions, positions: producer_transactions.Positions | None) -> bool | None:
+        told = await plain(self, positions)
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            owed.on_transaction_ended(is_committed=False)
+        return told
+
+    patch(producer_transactions.Transactions, "give_up", give_up)
+
+
 MUTANTS: Final = (
     Mutant("P-3", "answers before it is durable", answers_before_it_is_durable, 200, 0),
     Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 1),
@@ -590,4 +738,16 @@ MUTANTS: Final = (
     Mutant("groups", "what is in hand counts as handled", what_is_in_hand_counts_as_handled, 10, 0, "groups"),
     Mutant("groups", "a member begins where it likes", a_member_begins_where_it_likes, 10, 0, "groups"),
     Mutant("P-41", "damage below the start hides what is above", damage_below_the_start_hides_what_is_above, 400, 339, "storage"),
+    Mutant("transactions", "undecided data is handed out", undecided_data_is_handed_out, 10, 0, "transactions"),
+    Mutant("transactions", "aborted data is handed out", aborted_data_is_handed_out, 10, 0, "transactions"),
+    Mutant("transactions", "commits without waiting for acks", commits_without_waiting_for_acks, 10, 0, "transactions"),
+    Mutant("transactions", "positions count before the transaction", positions_count_before_the_transaction, 10, 0, "transactions"),
+    Mutant("transactions", "positions count behind the transaction", positions_count_behind_the_transaction, 10, 0, "transactions"),
+    Mutant("transactions", "an opening aborts nothing", an_opening_aborts_nothing, 10, 0, "transactions"),
+    Mutant("transactions", "a zombie is told aborted", a_zombie_is_told_aborted, 10, 0, "transactions"),
+    Mutant("transactions", "pending positions are dropped", pending_positions_are_dropped, 10, 0, "transactions"),
+    Mutant("transactions", "pending positions count", pending_positions_count, 10, 0, "transactions"),
+    Mutant("transactions", "the block is read before the register", the_block_is_read_before_the_register, 10, 0, "transactions"),
+    Mutant("transactions", "moved numbers are forgotten first", moved_numbers_are_forgotten_first, 10, 0, "transactions"),
+    Mutant("transactions", "what may be committed is read again", what_may_be_committed_is_read_again, 10, 0, "transactions"),
 )

@@ -3,7 +3,20 @@
 import msgspec
 import pytest
 
-from streamq.groups.changes import Joining, TopicSeen, apply_steps, commit, coordinate, delete, expire, join, leave, place, refresh
+from streamq.groups.changes import (
+    Joining,
+    TopicSeen,
+    apply_steps,
+    commit,
+    coordinate,
+    delete,
+    expire,
+    join,
+    leave,
+    place,
+    refresh,
+    settled,
+)
 from streamq.model.errors import GroupLostError, NotCoordinatorError, StreamqError
 from streamq.model.groups import Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic, Pending, held_by
 from streamq.model.limits import (
@@ -16,11 +29,13 @@ from streamq.model.limits import (
     OFFSET_MAX,
     REGISTER_BYTES_MAX,
 )
+from streamq.model.transactions import Transaction
 from streamq.wire.codec import encode
 
 SEEN = [TopicSeen("t", b"t1", 4)]
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
 FRESH = b"g" * 16
+ITS_OWN, OTHERS = Transaction(b"p" * 16, 3), Transaction(b"q" * 16, 7)
 
 
 def begun(*tokens: bytes) -> GroupRegister:
@@ -218,3 +233,32 @@ def test_the_largest_group_that_is_let_in_fits_into_its_register() -> None:
     rest = GROUP_NAMES_BYTES_MAX - register.names_bytes
     assert rest > 0
     assert short + rest < REGISTER_BYTES_MAX
+
+
+def test_a_position_that_another_has_reached_is_not_a_zombies_transaction() -> None:
+    """Thought dead and let in again by a late copy of its joining, it asks for positions of its former hold, which the next holder has
+    passed in a transaction of its own: told that they are reached, it would commit the same records again."""
+    register = begun(A, B)
+    for index in places(register, A, leaving=True):
+        register, _ = commit(A, [Entry("t", index, since(register, index), None, True)])(register)
+    mine = min(places(register, A))
+    former = since(register, mine)
+    register, _ = expire({A})(register)
+    register, fenced = commit(B, [Entry("t", mine, since(register, mine), 9, False)], OTHERS)(register)
+    assert fenced == ()
+    register, _ = settled({OTHERS: True})(register)
+    assert position(register, mine) == 9
+    register, _ = join(Joining(A, "", ("t",), 1000), SEEN)(register)
+    asked = Entry("t", mine, former, 4, False)
+    register, fenced = commit(A, [asked], ITS_OWN)(register)
+    assert fenced == (asked,)
+
+
+def test_a_pending_position_whose_answer_was_lost_is_found_applied() -> None:
+    register = begun(A)
+    asked = Entry("t", 0, since(register, 0), 4, False)
+    register, fenced = commit(A, [asked], ITS_OWN)(register)
+    assert fenced == ()
+    again, fenced = commit(A, [asked], ITS_OWN)(register)
+    assert (again, fenced) == (register, ())
+    assert position(register, 0) is None
