@@ -6,6 +6,7 @@ at once. `commit` stores how far the application has come, every `commit_interva
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -247,17 +248,24 @@ class GroupReader:
             hold = self.membership.holds.get(place)
             if hold is None or hold.since != since or not self.membership.may_open(hold):
                 return
+            offset = hold.next_offset
             try:
-                await self._reading.open(place, hold.next_offset, may_go_on=lambda: self.membership.on_opened(place, since))
+                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, since, offset))
             except UnavailableError as error:
                 log.info("%s/%d cannot be read yet: %s", place[0], place[1], error)
             except StreamqError as error:
                 self._end(error)
                 return
             else:
-                return
+                if hold.next_offset == offset:
+                    return
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    def _may_go_on(self, place: Place, since: int, offset: int | None) -> bool:
+        """Whether what was opened at this offset is still to be read, from there: what was handed out may have been given back since."""
+        hold = self.membership.holds.get(place)
+        return hold is not None and hold.next_offset == offset and self.membership.on_opened(place, since)
 
     def _close(self, place: Place, hold: Hold) -> None:
         hold.next_offset = self._reading.close(place)

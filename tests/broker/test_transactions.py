@@ -10,7 +10,7 @@ import trio
 
 from streamq.metadata.transactions import ABORTED_KEPT_MAX
 from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError
-from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, ReadStable, StableRead, TopicCreated
+from streamq.model.messages import CreateTopic, GroupRead, PartitionView, ReadGroup, ReadStable, StableRead, TopicCreated
 from streamq.testing import cluster as thread_cluster
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, Record
@@ -45,6 +45,13 @@ async def values(consumer: Consumer, count: int, timeout_s: float = 5.0) -> list
             found += await consumer.fetch(timeout=timeout_s)
     assert not await consumer.fetch(timeout=0.15)
     return [record.value or b"" for record in found]
+
+
+async def fill(made: ClusterInProcess, count: int) -> None:
+    """So many records into partition 0 of "in"."""
+    async with Producer(made.bootstrap) as source:
+        for i in range(count):
+            await source.send("in", str(i).encode(), partition=0)
 
 
 async def committed(made: ClusterInProcess) -> dict[int, int | None]:
@@ -321,3 +328,27 @@ def test_the_blocking_twins_have_transactions_with_positions() -> None:
             assert set(reader.stables()) == set(reader.ranges()) == {("out", 0)}
         with sync_consumer.Consumer(made.bootstrap, topics=["in"], group="g", auto_commit=False) as again:
             assert [record.value for record in again.fetch(timeout=5)] == [b"5"]
+
+
+async def test_an_abort_while_a_partition_is_being_opened_again_leaves_nothing_out() -> None:
+    """The session lapses in the transaction and is resumed; where to go on was settled before the abort said to begin again."""
+    async with running() as made, transactional(made) as producer:
+        await fill(made, 6)
+        async with member(made) as consumer:
+            assert consumer._group is not None
+            with pytest.raises(ZeroDivisionError):
+                async with producer.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(4, timeout=5)] == [0, 1, 2, 3]
+                    view, is_opening, may_open = consumer._reading._view, trio.Event(), trio.Event()
+
+                    async def slow_view(topic: str, index: int) -> PartitionView:
+                        is_opening.set()
+                        await may_open.wait()
+                        return await view(topic, index)
+
+                    consumer._reading._view = slow_view  # type: ignore[method-assign]
+                    consumer._group._suspend()
+                    await is_opening.wait()
+                    raise ZeroDivisionError
+            may_open.set()
+            assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
