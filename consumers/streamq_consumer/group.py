@@ -63,6 +63,8 @@ class _Taken(NamedTuple):
     """The hold of which it is."""
     first: int
     """The first offset."""
+    end: int | None = None
+    """Behind the last, once nothing of it is handed out any more."""
 
 
 class GroupReader:
@@ -85,6 +87,8 @@ class GroupReader:
         """Without automatic commits: what the application has committed, to be told with the next commit."""
         self._taken: dict[Place, _Taken] = {}
         """Without automatic commits: what the application was handed since its last transaction."""
+        self._taken_and_lost: set[Place] = set()
+        """Where it was handed records of an earlier hold since then, too."""
         self._pending: dict[Place, int] = {}
         """The positions that wait for the transaction that is open."""
         self._is_parting = False
@@ -147,8 +151,18 @@ class GroupReader:
     def on_taken(self, place: Place, offset: int) -> None:
         """Records from this offset on are about to be handed out."""
         hold = self.membership.holds.get(place)
-        if hold is not None and not self.settings.auto_commit:
-            self._taken.setdefault(place, _Taken(hold.since, offset))
+        if hold is None or self.settings.auto_commit:
+            return
+        taken = self._taken.get(place)
+        if taken is not None and taken.since != hold.since:
+            self._lose_taken(place, taken, taken.first)
+            taken = None
+        self._taken[place] = _Taken(hold.since, offset if taken is None else taken.first)
+
+    def _lose_taken(self, place: Place, taken: _Taken, first: int) -> None:
+        """The hold is over, and what was handed out from `first` on may be another member's."""
+        if taken.end is None or taken.end > first:
+            self._taken_and_lost.add(place)
 
     async def commit_in(self, transaction: Transaction) -> None:
         """Stores how far the application was handed each partition since its last transaction, to count if this one is committed.
@@ -158,13 +172,13 @@ class GroupReader:
             raise self.error.with_traceback(None)
         positions = self.positions()
         entries: list[Entry] = []
-        lost = []
         for place, taken in self._taken.items():
             hold = self.membership.holds.get(place)
             if hold is None or hold.since != taken.since or hold.is_released or place not in positions:
-                lost.append(place)
+                self._lose_taken(place, taken, taken.first)
             elif positions[place] > taken.first:
                 entries.append(Entry(place[0], place[1], hold.since, positions[place], False))
+        lost = sorted(self._taken_and_lost)
         if not lost and entries:
             self._pending = {(entry.topic, entry.partition): entry.position for entry in entries if entry.position is not None}
             message = CommitPositions(self.settings.group, self._token, tuple(entries), transaction)
@@ -183,12 +197,20 @@ class GroupReader:
         taken, self._taken = self._taken, {}
         pending, self._pending = self._pending, {}
         holds = self.membership.holds
-        kept = [(place, was, holds[place]) for place, was in taken.items() if place in holds and holds[place].since == was.since]
         if not is_committed:
-            return [(place, was.first) for place, was, _ in kept]
-        for place, _, hold in kept:
+            self._taken_and_lost.clear()
+            return [(place, was.first) for place, was in taken.items() if place in holds and holds[place].since == was.since]
+        positions = self.positions()
+        for place, was in taken.items():
+            hold = holds.get(place)
+            first = pending.get(place, was.first)
+            if hold is None or hold.since != was.since:
+                self._lose_taken(place, was, first)
+                continue
             if place in pending:
-                hold.committed = max(pending[place], hold.committed or 0)
+                hold.committed = max(first, hold.committed or 0)
+            if positions.get(place, first) > first:  # read on before the outcome was known
+                self._taken[place] = was._replace(first=first)
         if self._is_parting:
             self._commit_wanted.set()
         return []
@@ -269,6 +291,9 @@ class GroupReader:
 
     def _close(self, place: Place, hold: Hold) -> None:
         hold.next_offset = self._reading.close(place)
+        taken = self._taken.get(place)
+        if taken is not None and taken.since == hold.since:
+            self._taken[place] = taken._replace(end=hold.next_offset)
 
     def _suspend(self) -> None:
         log.warning("group %s: no coordinator has answered for %g s; nothing is handed out", self.settings.group, self.settings.session_s)

@@ -9,8 +9,18 @@ import pytest
 import trio
 
 from streamq.metadata.transactions import ABORTED_KEPT_MAX
-from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError
-from streamq.model.messages import CreateTopic, GroupRead, PartitionView, ReadGroup, ReadStable, StableRead, TopicCreated
+from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError, UnavailableError, UnknownOutcomeError
+from streamq.model.messages import (
+    CreateTopic,
+    EndTransaction,
+    GroupRead,
+    Message,
+    PartitionView,
+    ReadGroup,
+    ReadStable,
+    StableRead,
+    TopicCreated,
+)
 from streamq.testing import cluster as thread_cluster
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, Record
@@ -352,3 +362,72 @@ async def test_an_abort_while_a_partition_is_being_opened_again_leaves_nothing_o
                     raise ZeroDivisionError
             may_open.set()
             assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_what_is_read_before_the_outcome_of_a_commit_is_known_belongs_to_the_next() -> None:
+    """The answer to a commit is lost; the application reads on, as a loop does that reads first and then begins."""
+    async with running() as made, transactional(made, delivery_timeout_s=0.5) as producer:
+        await fill(made, 6)
+        async with member(made) as consumer:
+            request, is_lost = producer._cluster.request, True
+
+            async def lossy(message: Message, kind: type[Message], **options: object) -> Message:
+                answer = await request(message, kind, **options)  # type: ignore[arg-type]
+                if isinstance(message, EndTransaction) and is_lost:
+                    raise UnavailableError("the answer is lost", code="unavailable")
+                return answer
+
+            producer._cluster.request = lossy  # type: ignore[method-assign, assignment]
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [0, 1]
+            is_lost = False
+            assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3]
+            with pytest.raises(ZeroDivisionError):
+                async with producer.transaction(consumer):
+                    raise ZeroDivisionError
+            assert (await committed(made))[0] == 2
+            assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3], "handed out again"
+            async with producer.transaction(consumer):
+                pass
+            assert (await committed(made))[0] == 4
+
+
+async def test_a_partition_that_was_lost_and_got_again_in_it_is_begun_again_after_the_abort() -> None:
+    async with running() as made, transactional(made) as producer:
+        await fill(made, 6)
+        async with member(made) as consumer:
+            with pytest.raises(GroupLostError):
+                async with producer.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(4, timeout=5)] == [0, 1, 2, 3]
+                    await let_go(consumer, "in", 0)
+                    assert [record.offset for record in await consumer.fetch(4, timeout=5)] == [0, 1, 2, 3]
+            async with producer.transaction(consumer):
+                assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
+            assert (await committed(made))[0] == 6
+
+
+async def test_a_partition_of_which_nothing_was_handed_out_may_be_lost_in_it() -> None:
+    """Of the batch that iteration is in the middle of, the rest is the next transaction's only if anything of it is handed out."""
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            await source.enqueue_many("in", [b"0", b"1"], partition=0)
+            await source.flush()
+        async with member(made) as consumer:
+            records = aiter(consumer)
+            async with producer.transaction(consumer):
+                assert (await anext(records)).offset == 0
+            async with producer.transaction(consumer):
+                await let_go(consumer, "in", 0)
+            async with producer.transaction(consumer):
+                assert (await anext(records)).offset == 1
+            assert (await committed(made))[0] == 2
+
+
+async def let_go(consumer: Consumer, topic: str, partition: int) -> None:
+    """As a member does that has a partition wanted back for too long; here it gets it again."""
+    assert consumer._group is not None
+    hold = consumer._group.membership.holds[topic, partition]
+    consumer._group._close((topic, partition), hold)
+    hold.is_open, hold.is_released = False, True
+    await consumer._group._commit({})
