@@ -29,7 +29,7 @@ PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 0.5
 BLOCKS_KEPT_MAX: Final = 1_000
 ASKED_AT_ONCE_MAX: Final = 128
-"""Questions about open transactions take as long as these; more wait their turn."""
+"""A question about an open transaction takes as long as it waits there; more have their turn in between."""
 
 
 class Outcomes:
@@ -61,10 +61,12 @@ class Outcomes:
         question = ReadOutcomes(transaction, began_ms, round(WAIT_S * 1000))
         pause_s = PAUSE_S
         try:
-            async with self._asking:
-                while not await self._is_answered(question):
-                    await anyio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
+            while True:
+                async with self._asking:
+                    if await self._is_answered(question):
+                        break
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
         finally:
             self._asked.discard(transaction)
         self._on_decided()
