@@ -170,6 +170,13 @@ class GroupReader:
         Raises GroupLostError unless this member still holds all of them, and TransactionAbortedError."""
         if self.error is not None:
             raise self.error.with_traceback(None)
+        if self._pending:
+            # Of another producer's, which has not learned how it ended: what was handed out since then may be what comes next, or not.
+            reason = f"this consumer has left group {self.settings.group!r}: what became of its last transaction was never learned"
+            hint = "where one is unknown, open the consumer again with the producer: it goes on where it is to"
+            await self.leave(GroupLostError(reason, hint=hint))
+            assert self.error is not None
+            raise self.error.with_traceback(None)
         positions = self.positions()
         entries: list[Entry] = []
         for place, taken in self._taken.items():

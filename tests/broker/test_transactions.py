@@ -431,3 +431,28 @@ async def let_go(consumer: Consumer, topic: str, partition: int) -> None:
     consumer._group._close((topic, partition), hold)
     hold.is_open, hold.is_released = False, True
     await consumer._group._commit({})
+
+
+async def test_a_consumer_that_was_not_told_the_outcome_goes_on_with_no_other_producer() -> None:
+    """Its next place depends on the outcome: behind what it was handed, or before it."""
+    async with running() as made, transactional(made, delivery_timeout_s=0.3) as producer:
+        await fill(made, 4)
+        async with member(made) as consumer:
+
+            async def cut_off(*_: object) -> Message:
+                raise UnavailableError("no broker can be reached", code="unavailable")
+
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [0, 1]
+                    await producer.flush()
+                    producer._cluster.request = cut_off  # type: ignore[method-assign, assignment]
+            async with transactional(made) as reopened:
+                with pytest.raises(GroupLostError):
+                    async with reopened.transaction(consumer):
+                        assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3]
+            with pytest.raises(GroupLostError):
+                await consumer.fetch(timeout=0.1)
+        assert (await committed(made))[0] is None
+        async with member(made) as again:
+            assert [record.offset for record in await again.fetch(timeout=5)] == [0, 1, 2, 3]
