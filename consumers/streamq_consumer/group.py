@@ -265,9 +265,10 @@ class GroupReader:
             self._close(place, hold)
         for place in changes.opens:
             self._lifetime.start(self._open, place, self.membership.holds[place].since)
-        self._is_parting = self.membership.is_parting
+        was_parting, self._is_parting = self._is_parting, self.membership.is_parting
         if self._is_parting:
-            self._parting_until = max(self._parting_until, anyio.current_time() + PARTING_S_MAX)
+            if changes.closes or not was_parting:  # and not with every view that says the same
+                self._parting_until = anyio.current_time() + PARTING_S_MAX
             self._commit_wanted.set()
         self._reading.wake()
 
@@ -357,7 +358,7 @@ class GroupReader:
 
     def _must_keep(self, place: Place) -> bool:
         """Whether a parting partition is still the application's."""
-        if self._reading.in_hand(place) is not None or place in self._pending:
+        if self._reading.in_hand(place) is not None:
             return True
         hold = self.membership.holds[place]
         is_owed = not self.settings.auto_commit and hold.next_offset != (self._marks.get(place, hold.committed))

@@ -23,7 +23,7 @@ from streamq.model.messages import (
 )
 from streamq.testing import cluster as thread_cluster
 from streamq.testing.in_process import ClusterInProcess, cluster
-from streamq_consumer import Consumer, Record
+from streamq_consumer import Consumer, Record, group
 from streamq_consumer import sync as sync_consumer
 from streamq_producer import Producer, sync
 
@@ -456,3 +456,21 @@ async def test_a_consumer_that_was_not_told_the_outcome_goes_on_with_no_other_pr
         assert (await committed(made))[0] is None
         async with member(made) as again:
             assert [record.offset for record in await again.fetch(timeout=5)] == [0, 1, 2, 3]
+
+
+async def test_a_partition_that_is_wanted_back_is_not_kept_for_a_transaction_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "PARTING_S_MAX", 0.6)
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            for partition in range(PARTITIONS):
+                await source.send("in", b"x", partition=partition)
+        async with member(made) as consumer:
+            with pytest.raises(GroupLostError):
+                async with producer.transaction(consumer):
+                    handed_out = 0
+                    while handed_out < PARTITIONS:
+                        handed_out += len(await consumer.fetch(timeout=1))
+                    async with member(made) as second:
+                        with trio.fail_after(5):
+                            while not await second.fetch(timeout=0.1):
+                                await consumer.fetch(timeout=0.1)
