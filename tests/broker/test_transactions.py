@@ -5,6 +5,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 import trio
 
@@ -431,6 +432,8 @@ async def let_go(consumer: Consumer, topic: str, partition: int) -> None:
     consumer._group._close((topic, partition), hold)
     hold.is_open, hold.is_released = False, True
     await consumer._group._commit({})
+    while (topic, partition) not in consumer.partitions:
+        await anyio.sleep(0.01)
 
 
 async def test_a_consumer_that_was_not_told_the_outcome_goes_on_with_no_other_producer() -> None:
@@ -474,3 +477,21 @@ async def test_a_partition_that_is_wanted_back_is_not_kept_for_a_transaction_wit
                         with trio.fail_after(5):
                             while not await second.fetch(timeout=0.1):
                                 await consumer.fetch(timeout=0.1)
+
+
+def test_the_blocking_twin_gives_nothing_back_to_a_partition_that_was_lost_and_got_again() -> None:
+    with thread_cluster(brokers=3) as made:
+        for topic in ("in", "out"):
+            made.create_topic(topic)
+        with sync.Producer(made.bootstrap) as source:
+            source.enqueue_many("in", [b"%d" % i for i in range(6)])
+        with (
+            sync.Producer(made.bootstrap, name="p", transactional=True) as producer,
+            sync_consumer.Consumer(made.bootstrap, topics=["in"], group="g", auto_commit=False, session_s=1.0) as consumer,
+        ):
+            assert next(iter(consumer)).offset == 0
+            consumer._open.call(let_go, consumer._consumer, "in", 0)
+            with pytest.raises(GroupLostError), producer.transaction(consumer):
+                pass  # offset 0 may be another's
+            with producer.transaction(consumer):
+                assert [record.offset for record in consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
