@@ -461,8 +461,16 @@ class Consumer:
             self._reading.on_back()
             self._group.on_back()
 
-    def _unread(self, topic: str, partition: int, offset: int) -> None:
-        """What was handed out of a partition from this offset on was not looked at."""
+    @property
+    def _sinces(self) -> dict[tuple[str, int], int]:
+        """Which holds a member's partitions are."""
+        return {place: hold.since for place, hold in self._group.membership.holds.items()} if self._group is not None else {}
+
+    def _unread(self, topic: str, partition: int, offset: int, since: int | None = None) -> None:
+        """What was handed out of a partition from this offset on was not looked at. `since`: the hold of which it was; one that has come
+        after it begins elsewhere."""
+        if since is not None and self._sinces.get((topic, partition)) != since:
+            return
         if (topic, partition) in self._feeds:
             self.seek(topic, partition, offset)
         elif self._group is not None and (hold := self._group.membership.holds.get((topic, partition))) is not None:

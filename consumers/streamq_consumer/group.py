@@ -7,7 +7,7 @@ at once. `commit` stores how far the application has come, every `commit_interva
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
 
@@ -58,6 +58,15 @@ class Reading(Protocol):
         """Something changed that who waits for records has to look at."""
 
 
+class _Taken(NamedTuple):
+    since: int
+    """The hold of which it is."""
+    first: int
+    """The first offset."""
+    end: int | None = None
+    """Behind the last, once nothing of it is handed out any more."""
+
+
 class GroupReader:
     """Invariant: after `error` is set nothing is held, and both tasks have ended or are about to."""
 
@@ -76,9 +85,10 @@ class GroupReader:
         self._coordinator = ""
         self._marks: dict[Place, int] = {}
         """Without automatic commits: what the application has committed, to be told with the next commit."""
-        self._taken: dict[tuple[Place, int], int] = {}
-        """Without automatic commits: the first offset that the application was handed since its last transaction, of each hold: one that
-        was lost fails the transaction, and what was read under the next one is to be read again all the same."""
+        self._taken: dict[Place, _Taken] = {}
+        """Without automatic commits: what the application was handed since its last transaction."""
+        self._taken_and_lost: set[Place] = set()
+        """Where it was handed records of an earlier hold since then, too."""
         self._pending: dict[Place, int] = {}
         """The positions that wait for the transaction that is open."""
         self._is_parting = False
@@ -141,8 +151,18 @@ class GroupReader:
     def on_taken(self, place: Place, offset: int) -> None:
         """Records from this offset on are about to be handed out."""
         hold = self.membership.holds.get(place)
-        if hold is not None and not self.settings.auto_commit:
-            self._taken.setdefault((place, hold.since), offset)
+        if hold is None or self.settings.auto_commit:
+            return
+        taken = self._taken.get(place)
+        if taken is not None and taken.since != hold.since:
+            self._lose_taken(place, taken, taken.first)
+            taken = None
+        self._taken[place] = _Taken(hold.since, offset if taken is None else taken.first)
+
+    def _lose_taken(self, place: Place, taken: _Taken, first: int) -> None:
+        """The hold is over, and what was handed out from `first` on may be another member's."""
+        if taken.end is None or taken.end > first:
+            self._taken_and_lost.add(place)
 
     async def commit_in(self, transaction: Transaction) -> None:
         """Stores how far the application was handed each partition since its last transaction, to count if this one is committed.
@@ -150,15 +170,22 @@ class GroupReader:
         Raises GroupLostError unless this member still holds all of them, and TransactionAbortedError."""
         if self.error is not None:
             raise self.error.with_traceback(None)
+        if self._pending:
+            # Of another producer's, which has not learned how it ended: what was handed out since then may be what comes next, or not.
+            reason = f"this consumer has left group {self.settings.group!r}: what became of its last transaction was never learned"
+            hint = "where one is unknown, open the consumer again with the producer: it goes on where it is to"
+            await self.leave(GroupLostError(reason, hint=hint))
+            assert self.error is not None
+            raise self.error.with_traceback(None)
         positions = self.positions()
         entries: list[Entry] = []
-        lost = []
-        for (place, since), first in self._taken.items():
+        for place, taken in self._taken.items():
             hold = self.membership.holds.get(place)
-            if hold is None or hold.since != since or hold.is_released or place not in positions:
-                lost.append(place)
-            elif positions[place] > first:
+            if hold is None or hold.since != taken.since or hold.is_released or place not in positions:
+                self._lose_taken(place, taken, taken.first)
+            elif positions[place] > taken.first:
                 entries.append(Entry(place[0], place[1], hold.since, positions[place], False))
+        lost = sorted(self._taken_and_lost)
         if not lost and entries:
             self._pending = {(entry.topic, entry.partition): entry.position for entry in entries if entry.position is not None}
             message = CommitPositions(self.settings.group, self._token, tuple(entries), transaction)
@@ -177,18 +204,20 @@ class GroupReader:
         taken, self._taken = self._taken, {}
         pending, self._pending = self._pending, {}
         holds = self.membership.holds
-        kept = [(place, first) for (place, since), first in taken.items() if place in holds and holds[place].since == since]
         if not is_committed:
-            return kept
+            self._taken_and_lost.clear()
+            return [(place, was.first) for place, was in taken.items() if place in holds and holds[place].since == was.since]
         positions = self.positions()
-        for place, first in kept:
-            hold = holds[place]
+        for place, was in taken.items():
+            hold = holds.get(place)
+            first = pending.get(place, was.first)
+            if hold is None or hold.since != was.since:
+                self._lose_taken(place, was, first)
+                continue
             if place in pending:
-                hold.committed = max(pending[place], hold.committed or 0)
-            counts_to = max(first, pending.get(place, first))
-            if positions.get(place, counts_to) > counts_to:
-                # Handed out while its end was not known: that is the next one's.
-                self._taken[place, hold.since] = counts_to
+                hold.committed = max(first, hold.committed or 0)
+            if positions.get(place, first) > first:  # read on before the outcome was known
+                self._taken[place] = was._replace(first=first)
         if self._is_parting:
             self._commit_wanted.set()
         return []
@@ -238,9 +267,10 @@ class GroupReader:
             self._close(place, hold)
         for place in changes.opens:
             self._lifetime.start(self._open, place, self.membership.holds[place].since)
-        self._is_parting = self.membership.is_parting
+        was_parting, self._is_parting = self._is_parting, self.membership.is_parting
         if self._is_parting:
-            self._parting_until = max(self._parting_until, anyio.current_time() + PARTING_S_MAX)
+            if changes.closes or not was_parting:  # and not with every view that says the same
+                self._parting_until = anyio.current_time() + PARTING_S_MAX
             self._commit_wanted.set()
         self._reading.wake()
 
@@ -252,7 +282,7 @@ class GroupReader:
                 return
             offset = hold.next_offset
             try:
-                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, hold, offset))
+                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, since, offset))
             except UnavailableError as error:
                 log.info("%s/%d cannot be read yet: %s", place[0], place[1], error)
             except StreamqError as error:
@@ -264,12 +294,16 @@ class GroupReader:
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
-    def _may_go_on(self, place: Place, hold: Hold, offset: int | None) -> bool:
-        """Unless it is to go on elsewhere by now: a transaction was aborted while the partition was being opened."""
-        return hold.next_offset == offset and self.membership.on_opened(place, hold.since)
+    def _may_go_on(self, place: Place, since: int, offset: int | None) -> bool:
+        """Whether what was opened at this offset is still to be read, from there: what was handed out may have been given back since."""
+        hold = self.membership.holds.get(place)
+        return hold is not None and hold.next_offset == offset and self.membership.on_opened(place, since)
 
     def _close(self, place: Place, hold: Hold) -> None:
         hold.next_offset = self._reading.close(place)
+        taken = self._taken.get(place)
+        if taken is not None and taken.since == hold.since:
+            self._taken[place] = taken._replace(end=hold.next_offset)
 
     def _suspend(self) -> None:
         log.warning("group %s: no coordinator has answered for %g s; nothing is handed out", self.settings.group, self.settings.session_s)
@@ -326,7 +360,7 @@ class GroupReader:
 
     def _must_keep(self, place: Place) -> bool:
         """Whether a parting partition is still the application's."""
-        if self._reading.in_hand(place) is not None or place in self._pending:
+        if self._reading.in_hand(place) is not None:
             return True
         hold = self.membership.holds[place]
         is_owed = not self.settings.auto_commit and hold.next_offset != (self._marks.get(place, hold.committed))

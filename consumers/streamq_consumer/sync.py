@@ -59,6 +59,8 @@ class Consumer:
         self._fetch_records = FETCH_RECORDS if group is None else FETCH_RECORDS_OF_GROUP
         self._held: list[Record] = []
         """Taken from the other thread and not handed out yet, the last one first."""
+        self._held_since: dict[Place, int] = {}
+        """Of which holds of a member's partitions that is."""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -70,8 +72,7 @@ class Consumer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._portal is not None:
-            for place, offset in self._first_held().items():
-                self._portal.call(self._consumer._unread, *place, offset)
+            self._unread(self._held)
         self._portal = None
         self._stack.__exit__(kind, error, traceback)
 
@@ -148,8 +149,7 @@ class Consumer:
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
         self._open.call(self._consumer.pause, topic, partition)
         unread = [record for record in self._held if (record.topic, record.partition) in self._consumer.paused]
-        for place, offset in {(record.topic, record.partition): record.offset for record in unread}.items():
-            self._open.call(self._consumer._unread, *place, offset)
+        self._unread(unread)
         self._held = [record for record in self._held if (record.topic, record.partition) not in self._consumer.paused]
 
     def resume(self, topic: str | None = None, partition: int | None = None) -> None:
@@ -219,14 +219,14 @@ class Consumer:
 
         return self._consumer.stats if self._portal is None else self._portal.call(stats)
 
-    def _first_held(self) -> dict[tuple[str, int], int]:
-        """Of each partition, the first record that was not handed out."""
-        return {(record.topic, record.partition): record.offset for record in self._held}
-
     def _give_back(self) -> None:
-        for place, offset in self._first_held().items():
-            self._open.call(self._consumer._unread, *place, offset)
+        self._unread(self._held)
         self._held = []
+
+    def _unread(self, held: list[Record]) -> None:
+        """The first of each partition, which is the last in the list, is the next to be handed out again."""
+        for place, offset in {(record.topic, record.partition): record.offset for record in held}.items():
+            self._open.call(self._consumer._unread, *place, offset, self._held_since.get(place))
 
     def _take_held(self, max_records: int) -> list[Record]:
         taken = self._held[-max_records:][::-1]
@@ -235,7 +235,9 @@ class Consumer:
 
     def _call_fetch(self, max_records: int, timeout: float) -> list[Record]:
         async def fetch() -> list[Record]:
-            return await self._consumer.fetch(max_records, timeout=timeout)
+            records = await self._consumer.fetch(max_records, timeout=timeout)
+            self._held_since = self._consumer._sinces
+            return records
 
         return self._open.call(fetch)
 

@@ -133,7 +133,12 @@ class Transactions:
             self._may_be_committed = self._is_committed = False
         except StreamqError:
             pass
-        self._is_open = False
+        finally:  # asyncio has cancellations that no shield keeps off
+            self._is_open = False
+            is_committed = self._tell(positions)
+        return is_committed
+
+    def _tell(self, positions: Positions | None) -> bool | None:
         if self._may_be_committed:
             self._owed = positions
             return None

@@ -171,7 +171,8 @@ class LedGroup:
             await trio.sleep(FAILED_PAUSE_S)
         return bool(self.register.members or self._waiting) or trio.current_time() < self._busy_at + IDLE_S
 
-    async def _change(self, steps: list[Step], taken: list[_Waiting]) -> None:
+    async def _change(self, steps: list[Step], taken: list[_Waiting], *, decides: bool = True) -> None:
+        """`taken` wait for the first of the steps. Those that pending positions are in the way of come once more, if it `decides`."""
         began = trio.current_time()
         outcomes: list[object] = []
         change = apply_steps(self.name, steps, outcomes, by=self._node.broker, group_id=self.register.id)
@@ -181,7 +182,7 @@ class LedGroup:
         again: list[_Waiting] = []
         undecided: set[Transaction] = set()
         for waiting, outcome in zip(taken, outcomes, strict=False):
-            if isinstance(outcome, UndecidedError):
+            if decides and isinstance(outcome, UndecidedError):
                 undecided |= outcome.transactions
                 again.append(waiting)
                 continue
@@ -193,10 +194,11 @@ class LedGroup:
             await self._decide(undecided, again)
 
     async def _decide(self, undecided: Collection[Transaction], again: list[_Waiting]) -> None:
-        """Applies steps once more that pending positions were in the way of, in one change with what became of these."""
+        """Applies steps once more that pending positions were in the way of, in one change with what became of these. Those that now are in
+        each other's way are answered with that, to be asked for again: of a thousand this would be a thousand changes, one in the other."""
         steps = [settled(await self._settle(undecided)), *(waiting.step for waiting in again)]
         outcome_of_settled = _Waiting(steps[0])
-        await self._change(steps, [outcome_of_settled, *again])
+        await self._change(steps, [outcome_of_settled, *again], decides=False)
 
     async def _confirm(self) -> None:
         began = trio.current_time()

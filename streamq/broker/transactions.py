@@ -58,6 +58,17 @@ FOLD_S: Final = 0.5
 """How long a replica is waited for whose table is behind the tip."""
 
 
+class _Look:
+    """A quorum read that is under way. It has one of the two when it is over, unless it was cancelled."""
+
+    __slots__ = ("error", "found", "over")
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.found: Outcomes | None = None
+        self.error: StreamqError | None = None
+
+
 class Transactions:
     """Invariant: `_blocks` holds what quorum reads have told; "committed" and "aborted" in it are so for ever."""
 
@@ -65,7 +76,7 @@ class Transactions:
         self._node = node
         self._names: OrderedDict[ProducerId, str] = OrderedDict()
         self._blocks: OrderedDict[tuple[ProducerId, int], Outcomes] = OrderedDict()
-        self._looks: dict[Transaction, trio.Event] = {}
+        self._looks: dict[Transaction, _Look] = {}
         self._waiting: dict[str, tuple[trio.Event, int]] = {}
         """By the key of the producer's register: set when something was voted there, and how many wait for it."""
 
@@ -129,26 +140,29 @@ class Transactions:
 
         Raises NotFoundError if it can be no transaction: nobody has opened the producer for any, or those before it are open.
         """
-        pause_s = POLL_S
-        key = producer_key(await self._name_of(transaction.producer))
         until = trio.current_time() + wait_s
+        found = await self.look(transaction)
+        if found.of(transaction.number) is not None:
+            return found
+        key = producer_key(await self._name_of(transaction.producer))  # known since the look
+        pause_s = POLL_S
         with self._waits(key) as voted:
-            while True:
-                event = voted()
-                found = await self.look(transaction)
-                if found.of(transaction.number) is not None:
-                    return found
+            event = voted()
+            while found.of(transaction.number) is None:
                 register = self._node.registers.cached_as(ProducerRegister, key)
                 if register is not None and began_ms + register.timeout_ms < self._node.clock.now_ms():
                     log.info("%s: transaction %d is over %d ms old: aborted", key, transaction.number, register.timeout_ms)
                     await self.settle(transaction)
                 elif trio.current_time() >= until:
-                    return found
+                    break
                 else:
                     with trio.move_on_at(min(until, trio.current_time() + pause_s)):
                         await event.wait()
                         await trio.sleep(VOTED_S)
                     pause_s = min(2 * pause_s, POLL_S_MAX)
+                event = voted()
+                found = await self.look(transaction)
+            return found
 
     async def stable(self, topic: str, index: int) -> StableRead:
         """The last stable offset of a partition: whatever was acked before the call, and is decided, with all before it, lies below it.
@@ -219,26 +233,38 @@ class Transactions:
                 self._waiting[key] = event, count - 1
 
     async def look(self, transaction: Transaction) -> Outcomes:
-        """By what is known, or a quorum read: one at a time for all that ask, who are told an "open" of a moment ago at worst."""
+        """By what is known, or a quorum read that begins after the call: one at a time, for all that have asked before it began."""
+        if (look := self._looks.get(transaction)) is not None:
+            await look.over.wait()
         while True:
             known = self._blocks.get((transaction.producer, transaction.number // ABORTED_BLOCK))
             if known is not None and known.of(transaction.number) is not None:
                 return known
             look = self._looks.get(transaction)
             if look is None:
-                break
-            await look.wait()
-        look = self._looks[transaction] = trio.Event()
+                return await self._look(transaction)
+            await look.over.wait()
+            if look.error is not None:
+                raise look.error.with_traceback(None)
+            if look.found is not None:  # None: who looked was cancelled
+                return look.found
+
+    async def _look(self, transaction: Transaction) -> Outcomes:
+        look = self._looks[transaction] = _Look()
         try:
             name = await self._name_of(transaction.producer)
             register = await self._node.registers.get_as(ProducerRegister, producer_key(name))
             if register is None or register.id != transaction.producer or transaction.number > register.decided + 1:
                 # Whoever sends a batch of it has seen those before it decided.
                 raise NotFoundError(f"there is no transaction {transaction.number} of producer {name!r} yet", code="not_found")
-            return await self._read_on(register, transaction.number)
+            look.found = await self._read_on(register, transaction.number)
+        except StreamqError as error:
+            look.error = error
+            raise
         finally:
             del self._looks[transaction]
-            look.set()
+            look.over.set()
+        return look.found
 
     async def _read_on(self, register: ProducerRegister, number: int) -> Outcomes:
         """What `register`, just read, says of this number; its block is read after it (`metadata.transactions`, 6)."""

@@ -5,15 +5,26 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 import trio
 
 from streamq.metadata.transactions import ABORTED_KEPT_MAX
-from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError, UnknownOutcomeError
-from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, ReadStable, StableRead, TopicCreated
+from streamq.model.errors import FencedError, GroupLostError, RefusedError, TransactionAbortedError, UnavailableError, UnknownOutcomeError
+from streamq.model.messages import (
+    CreateTopic,
+    EndTransaction,
+    GroupRead,
+    Message,
+    PartitionView,
+    ReadGroup,
+    ReadStable,
+    StableRead,
+    TopicCreated,
+)
 from streamq.testing import cluster as thread_cluster
 from streamq.testing.in_process import ClusterInProcess, cluster
-from streamq_consumer import Consumer, Record
+from streamq_consumer import Consumer, Record, group
 from streamq_consumer import sync as sync_consumer
 from streamq_producer import Producer, sync
 
@@ -45,6 +56,13 @@ async def values(consumer: Consumer, count: int, timeout_s: float = 5.0) -> list
             found += await consumer.fetch(timeout=timeout_s)
     assert not await consumer.fetch(timeout=0.15)
     return [record.value or b"" for record in found]
+
+
+async def fill(made: ClusterInProcess, count: int) -> None:
+    """So many records into partition 0 of "in"."""
+    async with Producer(made.bootstrap) as source:
+        for i in range(count):
+            await source.send("in", str(i).encode(), partition=0)
 
 
 async def committed(made: ClusterInProcess) -> dict[int, int | None]:
@@ -323,91 +341,160 @@ def test_the_blocking_twins_have_transactions_with_positions() -> None:
             assert [record.value for record in again.fetch(timeout=5)] == [b"5"]
 
 
-async def test_a_partition_that_was_lost_in_it_and_came_back_is_read_again_from_its_position() -> None:
-    """Lost and got again within one transaction, which read it both times: what it read the second time was passed over."""
+async def test_an_abort_while_a_partition_is_being_opened_again_leaves_nothing_out() -> None:
+    """The session lapses in the transaction and is resumed; where to go on was settled before the abort said to begin again."""
     async with running() as made, transactional(made) as producer:
-        async with Producer(made.bootstrap) as source:
-            for i in range(3):
-                await source.send("in", str(i).encode(), partition=0)
+        await fill(made, 6)
         async with member(made) as consumer:
-            with pytest.raises(GroupLostError):
+            assert consumer._group is not None
+            with pytest.raises(ZeroDivisionError):
                 async with producer.transaction(consumer):
-                    assert len(await consumer.fetch(timeout=5)) == 3
-                    await let_go(consumer, 0)
-                    assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "held again, from its position"
-            async with producer.transaction(consumer):
-                assert [record.offset for record in await consumer.fetch(timeout=1)] == [0, 1, 2], "nothing of it was committed"
+                    assert [record.offset for record in await consumer.fetch(4, timeout=5)] == [0, 1, 2, 3]
+                    view, is_opening, may_open = consumer._reading._view, trio.Event(), trio.Event()
+
+                    async def slow_view(topic: str, index: int) -> PartitionView:
+                        is_opening.set()
+                        await may_open.wait()
+                        return await view(topic, index)
+
+                    consumer._reading._view = slow_view  # type: ignore[method-assign]
+                    consumer._group._suspend()
+                    await is_opening.wait()
+                    raise ZeroDivisionError
+            may_open.set()
+            assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
 
 
-async def let_go(consumer: Consumer, partition: int) -> None:
-    """The member gives the partition back, and is given it anew."""
-    group, place = consumer._group, ("in", partition)
-    assert group is not None
-    before = group.membership.holds[place]
-    group._close(place, before)
-    before.is_open, before.is_released = False, True
-    group._commit_wanted.set()
-    with trio.fail_after(5):
-        while (now := group.membership.holds.get(place)) is None or now.since == before.since or not now.is_open:
-            await trio.sleep(0.01)
-
-
-async def test_what_was_read_while_a_commit_was_unknown_belongs_to_the_next_transaction() -> None:
+async def test_what_is_read_before_the_outcome_of_a_commit_is_known_belongs_to_the_next() -> None:
+    """The answer to a commit is lost; the application reads on, as a loop does that reads first and then begins."""
     async with running() as made, transactional(made, delivery_timeout_s=0.5) as producer:
-        async with Producer(made.bootstrap) as source:
-            for i in range(4):
-                await source.send("in", str(i).encode(), partition=0)
+        await fill(made, 6)
         async with member(made) as consumer:
-            assert producer._transactions is not None
+            request, is_lost = producer._cluster.request, True
+
+            async def lossy(message: Message, kind: type[Message], **options: object) -> Message:
+                answer = await request(message, kind, **options)  # type: ignore[arg-type]
+                if isinstance(message, EndTransaction) and is_lost:
+                    raise UnavailableError("the answer is lost", code="unavailable")
+                return answer
+
+            producer._cluster.request = lossy  # type: ignore[method-assign, assignment]
             with pytest.raises(UnknownOutcomeError):
                 async with producer.transaction(consumer):
-                    assert len(await consumer.fetch(2, timeout=5)) == 2
-                    answers_are_lost(producer, until_s=trio.current_time() + 1.5)
+                    assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [0, 1]
+            is_lost = False
             assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3]
-            await trio.sleep(1.0)
+            with pytest.raises(ZeroDivisionError):
+                async with producer.transaction(consumer):
+                    raise ZeroDivisionError
+            assert (await committed(made))[0] == 2
+            assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3], "handed out again"
             async with producer.transaction(consumer):
-                await producer.send("out", b"2 and 3", partition=0)
+                pass
             assert (await committed(made))[0] == 4
 
 
-def answers_are_lost(producer: Producer, *, until_s: float) -> None:
-    plain = producer._cluster.request
+async def test_a_partition_that_was_lost_and_got_again_in_it_is_begun_again_after_the_abort() -> None:
+    async with running() as made, transactional(made) as producer:
+        await fill(made, 6)
+        async with member(made) as consumer:
+            with pytest.raises(GroupLostError):
+                async with producer.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(4, timeout=5)] == [0, 1, 2, 3]
+                    await let_go(consumer, "in", 0)
+                    assert [record.offset for record in await consumer.fetch(4, timeout=5)] == [0, 1, 2, 3]
+            async with producer.transaction(consumer):
+                assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
+            assert (await committed(made))[0] == 6
 
-    async def request(message: object, *given: object, **more: object) -> object:
-        answer = await plain(message, *given, **more)  # type: ignore[arg-type, type-var]
-        if trio.current_time() < until_s:
-            raise UnknownOutcomeError("the answer is lost", code="unknown_outcome")
-        return answer
 
-    producer._cluster.request = request  # type: ignore[method-assign, assignment]
-
-
-async def test_an_abort_rewinds_a_partition_that_is_just_being_opened_again() -> None:
-    """Its session stood still for a moment: the partition was closed, and is opened where it was, while the transaction ends."""
+async def test_a_partition_of_which_nothing_was_handed_out_may_be_lost_in_it() -> None:
+    """Of the batch that iteration is in the middle of, the rest is the next transaction's only if anything of it is handed out."""
     async with running() as made, transactional(made) as producer:
         async with Producer(made.bootstrap) as source:
-            for i in range(3):
-                await source.send("in", str(i).encode(), partition=0)
+            await source.enqueue_many("in", [b"0", b"1"], partition=0)
+            await source.flush()
         async with member(made) as consumer:
-            async with producer.transaction(consumer) as transaction:
-                assert len(await consumer.fetch(timeout=5)) == 3
-                transaction.abort()
-                group, reading = consumer._group, consumer._reading
-                assert group is not None
-                plain = reading._view
-
-                async def slowly(*place: object) -> object:
-                    view = await plain(*place)  # type: ignore[arg-type]
-                    await trio.sleep(0.5)
-                    return view
-
-                reading._view = slowly  # type: ignore[method-assign, assignment]
-                group._suspend()
-                with trio.fail_after(5):
-                    while group.membership.is_suspended:
-                        await trio.sleep(0.01)
+            records = aiter(consumer)
             async with producer.transaction(consumer):
-                assert [record.offset for record in await consumer.fetch(timeout=5)] == [0, 1, 2], "handed out again"
+                assert (await anext(records)).offset == 0
+            async with producer.transaction(consumer):
+                await let_go(consumer, "in", 0)
+            async with producer.transaction(consumer):
+                assert (await anext(records)).offset == 1
+            assert (await committed(made))[0] == 2
+
+
+async def let_go(consumer: Consumer, topic: str, partition: int) -> None:
+    """As a member does that has a partition wanted back for too long; here it gets it again."""
+    assert consumer._group is not None
+    hold = consumer._group.membership.holds[topic, partition]
+    consumer._group._close((topic, partition), hold)
+    hold.is_open, hold.is_released = False, True
+    await consumer._group._commit({})
+    while (topic, partition) not in consumer.partitions:
+        await anyio.sleep(0.01)
+
+
+async def test_a_consumer_that_was_not_told_the_outcome_goes_on_with_no_other_producer() -> None:
+    """Its next place depends on the outcome: behind what it was handed, or before it."""
+    async with running() as made, transactional(made, delivery_timeout_s=0.3) as producer:
+        await fill(made, 4)
+        async with member(made) as consumer:
+
+            async def cut_off(*_: object) -> Message:
+                raise UnavailableError("no broker can be reached", code="unavailable")
+
+            with pytest.raises(UnknownOutcomeError):
+                async with producer.transaction(consumer):
+                    assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [0, 1]
+                    await producer.flush()
+                    producer._cluster.request = cut_off  # type: ignore[method-assign, assignment]
+            async with transactional(made) as reopened:
+                with pytest.raises(GroupLostError):
+                    async with reopened.transaction(consumer):
+                        assert [record.offset for record in await consumer.fetch(2, timeout=5)] == [2, 3]
+            with pytest.raises(GroupLostError):
+                await consumer.fetch(timeout=0.1)
+        assert (await committed(made))[0] is None
+        async with member(made) as again:
+            assert [record.offset for record in await again.fetch(timeout=5)] == [0, 1, 2, 3]
+
+
+async def test_a_partition_that_is_wanted_back_is_not_kept_for_a_transaction_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "PARTING_S_MAX", 0.6)
+    async with running() as made, transactional(made) as producer:
+        async with Producer(made.bootstrap) as source:
+            for partition in range(PARTITIONS):
+                await source.send("in", b"x", partition=partition)
+        async with member(made) as consumer:
+            with pytest.raises(GroupLostError):
+                async with producer.transaction(consumer):
+                    handed_out = 0
+                    while handed_out < PARTITIONS:
+                        handed_out += len(await consumer.fetch(timeout=1))
+                    async with member(made) as second:
+                        with trio.fail_after(5):
+                            while not await second.fetch(timeout=0.1):
+                                await consumer.fetch(timeout=0.1)
+
+
+def test_the_blocking_twin_gives_nothing_back_to_a_partition_that_was_lost_and_got_again() -> None:
+    with thread_cluster(brokers=3) as made:
+        for topic in ("in", "out"):
+            made.create_topic(topic)
+        with sync.Producer(made.bootstrap) as source:
+            source.enqueue_many("in", [b"%d" % i for i in range(6)])
+        with (
+            sync.Producer(made.bootstrap, name="p", transactional=True) as producer,
+            sync_consumer.Consumer(made.bootstrap, topics=["in"], group="g", auto_commit=False, session_s=1.0) as consumer,
+        ):
+            assert next(iter(consumer)).offset == 0
+            consumer._open.call(let_go, consumer._consumer, "in", 0)
+            with pytest.raises(GroupLostError), producer.transaction(consumer):
+                pass  # offset 0 may be another's
+            with producer.transaction(consumer):
+                assert [record.offset for record in consumer.fetch(timeout=5)] == [0, 1, 2, 3, 4, 5]
 
 
 async def test_who_turns_out_to_be_fenced_reads_again_what_may_have_been_committed() -> None:

@@ -207,10 +207,8 @@ class FakeSession:
                 if message.index >= len(found):
                     raise StreamqError("no such partition", code="unknown_partition")
                 p = found[message.index]
-                if isinstance(message, ReadTip):
-                    await answer(TipRead(1, p.end, p.start_offset, ("b1", "b2")))
-                else:
-                    await answer(StableRead(p.end, p.end, p.start_offset))
+                is_tip = isinstance(message, ReadTip)
+                await answer(TipRead(1, p.end, p.start_offset, ("b1", "b2")) if is_tip else StableRead(p.end, p.end, p.start_offset))
             elif isinstance(message, FindOffset):
                 p = self.cluster.partition(message.partition)
                 at = next((b.base for b in p.log if b.header.max_timestamp >= message.timestamp_ms), p.end)
