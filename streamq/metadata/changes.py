@@ -7,11 +7,11 @@ time by a retry.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
-from streamq.metadata.transactions import abort_next
+from streamq.metadata.transactions import abort_next, fenced
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Incarnation, Member, PartitionId, ProducerId
 from streamq.model.limits import CHAIN_SEGMENTS_MAX, PRODUCER_EPOCH_MAX
@@ -34,6 +34,8 @@ __all__ = [
     "trim",
     "wrong_directory",
 ]
+
+PAST_ATTEMPTS_MAX: Final = 16
 
 T = TypeVar("T")
 Change = Callable[[T | None], T]
@@ -240,10 +242,11 @@ def _unknown_topic(name: str) -> NotFoundError:
 
 
 def open_producer(name: str, *, fresh: ProducerId, attempt: bytes, timeout_ms: int = 0) -> Change[ProducerRegister]:
-    """Raises the epoch by one, once for each attempt as long as nobody else has opened since. `fresh` is the id if this is the first time.
+    """Raises the epoch by one, once for each attempt. `fresh` is the id if this is the first time.
 
-    Each epoch belongs to one attempt. An attempt that is applied again after another's gets a second epoch, above the other's, and uses
-    that one: its first is never told to anybody. Raises limit_reached.
+    Each epoch belongs to one attempt. One that comes again after another's is over, told to its producer or not: a copy of the question
+    may have lain in the socket of a broker that stood still, and must not fence whoever was opened since. Raises FencedError for it, as
+    long as it is among the last `PAST_ATTEMPTS_MAX`, and limit_reached.
 
     `timeout_ms` is how old its transactions may become, 0 if it has none. The next one of an instance before is aborted in this very
     change, if there ever were any (`metadata.transactions`, 3). Raises TooManyAbortedError.
@@ -254,10 +257,15 @@ def open_producer(name: str, *, fresh: ProducerId, attempt: bytes, timeout_ms: i
             return ProducerRegister(fresh, 1, attempt, timeout_ms)
         if current.attempt == attempt:
             return current
+        if attempt in current.past:
+            raise fenced(name)
         if current.epoch >= PRODUCER_EPOCH_MAX:
             raise RefusedError(f"producer {name!r} was opened {current.epoch} times, the most there may be", code="limit_reached")
         opened = abort_next(current) if current.is_transactional else current
-        return msgspec.structs.replace(opened, epoch=opened.epoch + 1, attempt=attempt, timeout_ms=timeout_ms or opened.timeout_ms)
+        past = (*opened.past, opened.attempt)[-PAST_ATTEMPTS_MAX:]
+        return msgspec.structs.replace(
+            opened, epoch=opened.epoch + 1, attempt=attempt, timeout_ms=timeout_ms or opened.timeout_ms, past=past
+        )
 
     return change
 

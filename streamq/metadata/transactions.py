@@ -44,6 +44,7 @@ __all__ = [
     "abort_next",
     "end",
     "ended",
+    "fenced",
     "forget",
     "move_in",
     "name_producer",
@@ -111,7 +112,7 @@ def end(name: str, number: int, *, epoch: int, commits: bool) -> Change:
         if number <= register.decided:
             return register
         if epoch != register.epoch:
-            raise _fenced(name)
+            raise fenced(name)
         _need_next(register, number)
         return msgspec.structs.replace(register, decided=number) if commits else abort_next(register)
 
@@ -124,7 +125,7 @@ def ended(name: str, register: ProducerRegister, known: Outcomes, number: int, *
     is_committed = known.of(number)
     assert is_committed is not None
     if not is_committed and epoch != register.epoch:
-        raise _fenced(name)
+        raise fenced(name)
     return is_committed
 
 
@@ -169,7 +170,7 @@ def name_producer(name: str) -> Callable[[TransactionalRegister | None], Transac
     return change
 
 
-def _fenced(name: str) -> FencedError:
+def fenced(name: str) -> FencedError:
     return FencedError(
         f"another producer named {name!r} was opened: its transactions go on, this one's are aborted",
         code="fenced",

@@ -537,8 +537,8 @@ class KeepTable(Message, frozen=True, tag=136):
 class OpenProducer(Message, frozen=True, tag=120):
     """Raises the epoch of the producer with this name (P-33); the first time gives it its id. Answered by `ProducerOpened`.
 
-    `attempt` is random, one for each opening: asked again with the same, to any broker, it opens once, as long as nobody else has opened
-    since, and then once more. An open transaction of its former self is aborted by it.
+    `attempt` is random, one for each opening: asked again with the same, to any broker, it opens once, and is fenced when another has
+    opened since. An open transaction of its former self is aborted by it.
     """
 
     name: Name

@@ -145,6 +145,8 @@ class ProducerRegister(msgspec.Struct, frozen=True, array_like=True):
     decided: U63 = 0
     aborted: tuple[U63, ...] = ()
     moved: U63 = 0
+    past: tuple[Identity, ...] = ()
+    """The attempts before, the last few."""
 
     @property
     def is_transactional(self) -> bool:

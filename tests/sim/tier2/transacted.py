@@ -33,6 +33,7 @@ from streamq_consumer import Consumer, Record
 from streamq_consumer import group as consumer_group
 from streamq_consumer import outcomes as consumer_outcomes
 from streamq_producer import Delivery, Producer
+from streamq_producer import transaction as producer_transaction
 from tests.sim.private_trio import PROCESS, Stoppable, run_seeded
 from tests.sim.report import Report
 from tests.sim.tier2.brokers import EPOCH_MS
@@ -54,6 +55,7 @@ PROCESSING_S: Final = 4.0
 PARTING_S: Final = 1.0
 TRANSACTION_S: Final = 3.0
 DELIVERY_S: Final = 3.0
+ABORT_S: Final = 0.5
 ABORTED_KEPT_MAX: Final = 3
 ABORTED_BLOCK: Final = 16
 STAGES: Final = ("reading", "producing", "before positions", "after positions", "committing", "idle")
@@ -100,6 +102,7 @@ class _Run:
             for module in (metadata_transactions, model_transactions, broker_transactions, consumer_outcomes):
                 stack.enter_context(mock.patch.object(module, "ABORTED_BLOCK", ABORTED_BLOCK))
             stack.enter_context(mock.patch.object(consumer_group, "PARTING_S_MAX", PARTING_S))
+            stack.enter_context(mock.patch.object(producer_transaction, "ABORT_S", ABORT_S))
             self._count_settling(stack)
             return run_seeded(self._main, seed=self.seed)
 
@@ -296,7 +299,14 @@ class _Run:
                 broker = register[0].coordinator or broker
             lasts_s = choose.choice((0.1, 1.0, 3.0, 5.0))
             self.cluster.counters["brokers away"] += 1
-            if choose.random() < 0.5:
+            kind = choose.choice(("killed", "killed", "cut off", "cut off", "slow"))
+            if kind == "slow":
+                hosts = [host for host in (*names, *self.cluster.client_hosts) if host != broker]
+                self.cluster.note("nemesis", f"{broker} is slow for {lasts_s:g} s")
+                self.slow(broker, hosts, choose.choice((0.02, 0.2)))
+                await trio.sleep(lasts_s)
+                self.slow(broker, hosts, 0.0)
+            elif kind == "killed":
                 self.cluster.note("nemesis", f"{broker} is killed for {lasts_s:g} s")
                 self.cluster.brokers[broker].kill()
                 await trio.sleep(lasts_s)
@@ -315,8 +325,13 @@ class _Run:
             if both_ways:
                 self.cluster.network.block(other, host)
 
+    def slow(self, host: str, others: list[str], extra_s: float) -> None:
+        for other in others:
+            self.cluster.network.slow(host, other, extra_s)
+            self.cluster.network.slow(other, host, extra_s)
+
     def join(self, host: str, others: list[str]) -> None:
-        dead = {life.name for life in self.lives if life.is_dead}
+        dead = {name for life in self.lives if life.is_dead for name in life.hosts}
         for other in others:
             if host not in dead and other not in dead:
                 self.cluster.network.unblock(host, other)
@@ -329,6 +344,8 @@ class _Life:
     def __init__(self, run: _Run, place: int, number: int, choose: random.Random) -> None:
         self.name = f"m{place}.{number}"
         self.producer_name = f"t{place if choose.random() < 0.85 else choose.randrange(PLACES)}"
+        self.hosts = (self.name, f"{self.name}p")
+        """The producer has one of its own, so that it may be cut off by itself."""
         self.process = Stoppable()
         self.gone = trio.Event()
         """Somebody thinks so; it may go on."""
@@ -340,6 +357,7 @@ class _Life:
         stage = "committing" if self._fate == "deaf" else choose.choice(STAGES)
         self._fate_at = (choose.choice((0.0, 1.0, 4.0)), stage)
         self._is_leaving = False
+        self._delivery_s = choose.choice((0.8, DELIVERY_S))
         self._in_hand: list[Record] = []
         """Handed out, and in no transaction yet."""
 
@@ -395,9 +413,11 @@ class _Life:
             self.process.stop()
             self.is_dead = True
             await trio.sleep(choose.choice((0.0, 0.01)))
-            run.cut(self.name, brokers)
-            if choose.random() < 0.8:
-                run.cluster.network.reset(self.name)
+            is_noticed = choose.random() < 0.8
+            for host in self.hosts:
+                run.cut(host, brokers)
+                if is_noticed:
+                    run.cluster.network.reset(host)
             self.gone.set()
             self._scope.cancel()
             self.process.go_on()
@@ -411,20 +431,26 @@ class _Life:
         elif fate == "cut off":
             self._count("cut off")
             others = [broker for broker in brokers if choose.random() < 0.8]
-            run.cut(self.name, others, both_ways=choose.random() < 0.7)
+            hosts = choose.choice((self.hosts, self.hosts, self.hosts[:1], self.hosts[1:]))
+            for host in hosts:
+                run.cut(host, others, both_ways=choose.random() < 0.7)
             await self._replaced(choose.choice((0.5, 2.0, 5.0, 9.0)))
-            run.join(self.name, others)
+            for host in hosts:
+                run.join(host, others)
         elif fate == "deaf":
+            # It is not answered: what becomes of its commit is unknown, or told when it asks again.
             self._count("deaf")
-            others = [broker for broker in brokers if choose.random() < 0.8]
+            others = [broker for broker in brokers if choose.random() < 0.9]
+            producing = self.hosts[1]
             for broker in others:
-                run.cluster.network.block(broker, self.name)
-            await trio.sleep(choose.choice((0.01, 0.1)))
-            if choose.random() < 0.6:
-                run.cluster.network.reset(self.name)
-            await self._replaced(choose.choice((0.1, 1.0, DELIVERY_S + 2.5)))
-            run.join(self.name, others)
-            self._fate = "leave" if choose.random() < 0.5 else "crash"
+                run.cluster.network.block(broker, producing)
+            if choose.random() < 0.3:
+                await trio.sleep(0.05)
+                run.cluster.network.reset(producing)
+            await trio.sleep(choose.choice((0.1, self._delivery_s + ABORT_S + 0.1)))
+            run.join(producing, others)
+            self._fate = choose.choice(("", "leave", "crash"))
+            self._fate_at = (0.0, choose.choice(STAGES))
         else:
             self._count("followed")
             self.gone.set()
@@ -452,8 +478,8 @@ class _Life:
             while self._goes_on:
                 try:
                     async with Producer(
-                        bootstrap, name=self.producer_name, transactional=True, transaction_timeout_s=TRANSACTION_S,
-                        delivery_timeout_s=DELIVERY_S, close_timeout_s=1.0, host=self._run.host(self.name),
+                        bootstrap, name=self.producer_name, transactional=True, transaction_timeout_s=choose.choice((1, 3)) * TRANSACTION_S,
+                        delivery_timeout_s=self._delivery_s, close_timeout_s=1.0, host=self._run.host(self.hosts[1]),
                     ) as producer:  # fmt: skip
                         while self._goes_on:
                             await self._transform(producer, consumer)
@@ -490,9 +516,10 @@ class _Life:
                     for _ in range(choose.choice((0, 1, 1, 2)) if records else 1):
                         await self._write_outputs(attempt, producer, await self._fetch(consumer))
                 if ending == "dawdle":
-                    await trio.sleep(choose.choice((0.5, 1.5 * PARTING_S, TRANSACTION_S + 1.0)))
-                    if positions is not None:
-                        await self._write_outputs(attempt, producer, await self._fetch(consumer))
+                    for _ in range(choose.choice((1, 5))):
+                        await trio.sleep(choose.choice((0.3, 0.3, 1.5 * PARTING_S, TRANSACTION_S + 1.0)))
+                        if positions is not None:
+                            await self._write_outputs(attempt, producer, await self._fetch(consumer))
                 elif ending == "raise":
                     raise _OnPurposeError
                 elif ending == "abort":

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamq.metadata import changes
-from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
+from streamq.metadata.transactions import end, forget
+from streamq.model.errors import AlreadyExistsError, FencedError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Member
 from streamq.model.limits import CHAIN_SEGMENTS_MAX, PRODUCER_EPOCH_MAX
 from streamq.model.registers import BrokerRegister, ClusterRegister, PartitionRegister, Segment, TopicRegister, Voters
 
-P1, P2, T1, T2 = (name * 16 for name in (b"p", b"q", b"t", b"u"))
+P1, P2, T1, T2, T3 = (name * 16 for name in (b"p", b"q", b"t", b"u", b"v"))
 MEMBERS = tuple(Member(broker, broker.encode() * 8) for broker in ("b1", "b2", "b3"))
 
 
@@ -244,7 +245,20 @@ def test_each_attempt_raises_a_producers_epoch_once_and_the_id_stays() -> None:
     assert first(opened) == opened
     second = changes.open_producer("n", fresh=P2, attempt=T2)(opened)
     assert (second.id, second.epoch) == (P1, 2)
-    again = first(second)
-    assert (again.id, again.epoch) == (P1, 3)
+    with pytest.raises(FencedError):
+        first(second)
     with pytest.raises(RefusedError):
-        first(msgspec.structs.replace(second, epoch=PRODUCER_EPOCH_MAX))
+        changes.open_producer("n", fresh=P2, attempt=T3)(msgspec.structs.replace(second, epoch=PRODUCER_EPOCH_MAX))
+
+
+def test_an_opening_that_comes_late_leaves_the_transactions_of_the_next_producer_alone() -> None:
+    """It lay in the socket of a broker that stood still; its producer was opened by another broker, and is gone."""
+    late = changes.open_producer("n", fresh=P1, attempt=T1, timeout_ms=1000)
+    register = changes.open_producer("n", fresh=P1, attempt=T2, timeout_ms=1000)(late(None))
+    with pytest.raises(FencedError):
+        late(register)
+    committed = end("n", register.decided + 1, epoch=register.epoch, commits=True)(register)
+    assert committed.decided not in committed.aborted
+    for i in range(100):
+        committed = changes.open_producer("n", fresh=P1, attempt=i.to_bytes(16), timeout_ms=1000)(forget("n", committed.aborted)(committed))
+    assert len(committed.past) == changes.PAST_ATTEMPTS_MAX
