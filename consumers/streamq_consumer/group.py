@@ -6,7 +6,7 @@ at once. `commit` stores how far the application has come, every `commit_interva
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
 
@@ -19,7 +19,7 @@ from streamq.model.messages import Attend, CommitPositions, Committed, GroupView
 from streamq_consumer.membership import Hold, Membership, Place
 from streamq_consumer.settings import GroupSettings
 
-__all__ = ["GroupReader", "Reading"]
+__all__ = ["GroupReader", "Listeners", "OnPlaces", "Reading"]
 
 log = logging.getLogger("streamq_consumer")
 
@@ -35,6 +35,14 @@ PARTING_S_MAX: Final = 5.0
 """Without automatic commits: how long the application has to commit a partition that is wanted back."""
 
 T = TypeVar("T", bound=Message)
+OnPlaces = Callable[[list[Place]], object]
+
+
+class Listeners(NamedTuple):
+    """What the application has called when partitions come and go. For each partition they take turns, the first one first."""
+
+    on_assigned: OnPlaces | None = None
+    on_revoked: OnPlaces | None = None
 
 
 class Reading(Protocol):
@@ -60,7 +68,14 @@ class GroupReader:
     """Invariant: after `error` is set nothing is held, and both tasks have ended or are about to."""
 
     def __init__(
-        self, cluster: Cluster, lifetime: Lifetime, host: Host, settings: GroupSettings, topics: Sequence[str], reading: Reading
+        self,
+        cluster: Cluster,
+        lifetime: Lifetime,
+        host: Host,
+        settings: GroupSettings,
+        topics: Sequence[str],
+        reading: Reading,
+        listeners: Listeners = Listeners(),  # noqa: B008 (a value)
     ) -> None:
         self.settings: Final = settings
         self.error: StreamqError | None = None
@@ -71,6 +86,7 @@ class GroupReader:
         self._topics = tuple(topics)
         self._token = host.token()
         self._reading = reading
+        self._listeners = listeners
         self._coordinator = ""
         self._marks: dict[Place, int] = {}
         """Without automatic commits: what the application has committed, to be told with the next commit."""
@@ -170,8 +186,7 @@ class GroupReader:
 
     def _on_view(self, view: GroupView, asked_at: float) -> None:
         changes = self.membership.on_view(view, asked_at=asked_at)
-        for place, hold in changes.closes:
-            self._close(place, hold)
+        self._close(changes.closes)
         for place in changes.opens:
             self._lifetime.start(self._open, place, self.membership.holds[place].since)
         self._is_parting = self.membership.is_parting
@@ -186,25 +201,47 @@ class GroupReader:
             hold = self.membership.holds.get(place)
             if hold is None or hold.since != since or not self.membership.may_open(hold):
                 return
+            opened = False
+
+            def may_go_on() -> bool:
+                nonlocal opened
+                opened = self.membership.on_opened(place, since)
+                return opened
+
             try:
-                await self._reading.open(place, hold.next_offset, may_go_on=lambda: self.membership.on_opened(place, since))
+                await self._reading.open(place, hold.next_offset, may_go_on=may_go_on)
             except UnavailableError as error:
                 log.info("%s/%d cannot be read yet: %s", place[0], place[1], error)
             except StreamqError as error:
                 self._end(error)
                 return
             else:
+                if opened:
+                    self._tell(self._listeners.on_assigned, [place])
                 return
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
-    def _close(self, place: Place, hold: Hold) -> None:
-        hold.next_offset = self._reading.close(place)
+    def _close(self, closes: Sequence[tuple[Place, Hold]]) -> None:
+        """Nothing more is handed out of these, which were open."""
+        for place, hold in closes:
+            hold.next_offset = self._reading.close(place)
+        if closes:
+            self._tell(self._listeners.on_revoked, [place for place, _ in closes])
+
+    def _tell(self, listener: OnPlaces | None, places: list[Place]) -> None:
+        """What a listener raises ends the block, once: after that nothing is told any more."""
+        if listener is None:
+            return
+        try:
+            listener(places)
+        except BaseException:
+            self._listeners = Listeners()
+            raise
 
     def _suspend(self) -> None:
         log.warning("group %s: no coordinator has answered for %g s; nothing is handed out", self.settings.group, self.settings.session_s)
-        for place, hold in self.membership.suspend():
-            self._close(place, hold)
+        self._close(self.membership.suspend())
         self._reading.wake()
 
     def _has_hung(self) -> bool:
@@ -303,6 +340,5 @@ class GroupReader:
     def _end(self, error: StreamqError) -> None:
         if self.error is None:
             self.error = error
-            for place, _ in self.membership.lose():
-                self._reading.close(place)
             self._reading.wake()
+            self._close(self.membership.lose())
