@@ -12,13 +12,15 @@ import anyio.lowlevel
 
 from streamq.client.cluster import Cluster
 from streamq.client.codecs import Codec
+from streamq.client.each import each
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.client.times import Lag, Place, read_lags, read_tips
 from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import GROUP_TOPICS_MAX, OFFSET_MAX
-from streamq.model.messages import ReadTip, TipRead
+from streamq.model.messages import ReadStable, ReadTip, StableRead, TipRead
+from streamq.model.transactions import Transaction
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
@@ -26,10 +28,10 @@ from streamq_consumer.group import GroupReader, Listeners, OnPlaces
 from streamq_consumer.handling import Handling, Order
 from streamq_consumer.latest import read_last
 from streamq_consumer.reading import GroupReading
-from streamq_consumer.records import Record, Tip
+from streamq_consumer.records import Record, Stable, Tip
 from streamq_consumer.run import Handler, Retry, Runner
 from streamq_consumer.session import Tuning
-from streamq_consumer.settings import ConsumerSettings, GroupSettings
+from streamq_consumer.settings import ConsumerSettings, GroupSettings, Isolation
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
 from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 from streamq_consumer.times import When, offsets_for_times
@@ -40,6 +42,7 @@ __all__ = ["Consumer", "ConsumerOptions"]
 RECORDS_AT_ONCE_MAX: Final = 1_000_000
 TIP_CHECKS_PER_S: Final = 20
 """Quorum reads of tips of partitions that bring nothing, of all together; with more partitions each is looked at less often."""
+STABLES_AT_ONCE: Final = 32
 JITTER_STEPS: Final = 1 << 20
 
 
@@ -52,6 +55,7 @@ class ConsumerOptions(TypedDict, total=False):
     prefetch_bytes: int
     stall_s: float
     tip_check_s: float
+    isolation: Isolation
     patience_s: float | None
     member_name: str
     session_s: float
@@ -145,12 +149,12 @@ class Consumer:
             await self._lifetime.open()
             if self._group_settings is None:
                 feeds = await open_feeds(self._cluster, self._assignment, self._start, self._tuning)
-                self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
+                self._fetcher = self._make_fetcher()
                 for feed in feeds:
                     self._add(feed)
             else:
                 topics = self._assignment.topics
-                self._fetcher = Fetcher(self._cluster, self._lifetime, self._metrics)
+                self._fetcher = self._make_fetcher()
                 group = GroupReader(self._cluster, self._lifetime, self._host, self._group_settings, topics, self._reading, self._listeners)
                 await group.join()
                 self._group = group
@@ -341,6 +345,30 @@ class Consumer:
         """As `tip`, of every partition that is read."""
         return {place: self._told(*place, told) for place, told in (await read_tips(self._cluster, self._feeds)).items()}
 
+    async def stable(self, topic: str, partition: int) -> Stable:
+        """The last stable offset of any partition, by a quorum read: where a reader of what is committed gets to now, and which transaction
+        is in its way if that is not the tip. Raises NotFoundError, UnavailableError."""
+        told = await self._cluster.request(ReadStable(topic, partition), StableRead)
+        number = told.transaction.number if told.transaction is not None else 0
+        return Stable(topic, partition, told.offset, told.tip, told.start_offset, told.name, number, told.began_ms)
+
+    async def stables(self) -> dict[Place, Stable]:
+        """As `stable`, of every partition that is read."""
+        found: dict[Place, Stable] = {}
+
+        async def ask(place: Place) -> None:
+            found[place] = await self.stable(*place)
+
+        await each(self._feeds, ask, at_once=STABLES_AT_ONCE)
+        return {place: found[place] for place in self._feeds}
+
+    async def ranges(self) -> dict[Place, tuple[int, int]]:
+        """Of every partition that is read, the first offset that is kept, and the end of what can be handed out now, which waits for no
+        transaction. Raises UnavailableError."""
+        if self.settings.isolation == "read_uncommitted":
+            return {place: (tip.start_offset, tip.high_watermark) for place, tip in (await self.tips()).items()}
+        return {place: (stable.start_offset, stable.offset) for place, stable in (await self.stables()).items()}
+
     def _told(self, topic: str, partition: int, told: TipRead) -> Tip:
         feed = self._feeds.get((topic, partition))
         if feed is not None and self._fetcher is not None:
@@ -367,10 +395,11 @@ class Consumer:
         return await read_lags(self._cluster, positions)
 
     async def last(self, count: int, *, ends: Mapping[Place, int] | None = None) -> list[Record]:
-        """The last `count` records over all partitions that are read, in order of time; reading goes on behind them, at the tips.
+        """The last `count` records over all partitions that are read, in order of time; reading goes on behind them, at the ends of what
+        can be handed out now (the tips, or before what lies behind an open transaction).
 
         Each partition's records stay in their own order. `ends`: count back from these offsets instead, as `offsets_for_times` gives them;
-        those past the tip mean the tip. At most `LAST_RECORDS_MAX` over all partitions are looked at, `count` of each.
+        those past the end mean the end. At most `LAST_RECORDS_MAX` over all partitions are looked at, `count` of each.
         A call that fails or is cancelled leaves all positions as they were.
         """
         return await read_last(self, count, ends or {})
@@ -393,6 +422,31 @@ class Consumer:
             damaged=metrics.damaged,
             stuck=metrics.stuck,
         )
+
+    # --- transactions --------------------------------------------------------------------------------------------------------
+
+    def check_transactional(self) -> None:
+        """Whether `Producer.transaction` can commit the positions of this consumer; raises RefusedError if not."""
+        self._open  # noqa: B018
+        is_right = self._group_settings is not None and not self._group_settings.auto_commit and self._handling is None
+        what = "transactions commit positions of a member of a group that has auto_commit=False, outside of run"
+        refuse_unless(is_right, what, code="bad_request")
+
+    async def commit_in(self, transaction: Transaction) -> None:
+        """Called by `Producer.transaction`: stores the positions of what was handed out since the last transaction, to count if this one is
+        committed. Raises GroupLostError if another member may have got any of it."""
+        assert self._group is not None
+        await self._group.commit_in(transaction)
+
+    def on_transaction_ended(self, *, is_committed: bool) -> None:
+        """Called by `Producer.transaction`."""
+        if self._group is None:
+            return
+        for place, offset in self._group.on_transaction_ended(is_committed=is_committed):
+            self._unread(*place, offset)
+        if self._current is not None and length_hint(self._rest):
+            place = self._current.topic, self._current.index
+            self._group.on_taken(place, self.position(*place))
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 
@@ -462,6 +516,8 @@ class Consumer:
             return False
         self._current, self._unpacked = taken
         self._rest = iter(self._unpacked)
+        if self._group is not None:
+            self._group.on_taken((self._current.topic, self._current.index), self._unpacked[0].offset)
         return True
 
     def _take(self, max_records: int) -> list[Record]:
@@ -482,6 +538,9 @@ class Consumer:
         if records and self._group is not None:
             self._reading.on_handed_out((records[0].topic, records[0].partition), records[0].offset)
         return records
+
+    def _make_fetcher(self) -> Fetcher:
+        return Fetcher(self._cluster, self._lifetime, self._metrics, isolation=self.settings.isolation)
 
     def _chosen(self, topic: str | None, partition: int | None) -> list[Feed]:
         refuse_unless(partition is None or topic is not None, "a partition is one of a topic: name it", code="bad_request")

@@ -14,14 +14,16 @@ import anyio
 from streamq.client.cluster import Cluster
 from streamq.client.lifetime import Lifetime
 from streamq.client.timers import Timers
-from streamq.model.batches import Batch
+from streamq.model.batches import Batch, BatchHeader
 from streamq.model.errors import CorruptDataError, NotFoundError, StreamqError, UnavailableError
 from streamq.model.messages import Credit, MetadataView, ReadTip, Records, TipRead
 from streamq.wire.batch_format import BadBatchError, split_batches
 from streamq.wire.framing import Frame
 from streamq_consumer import session as decided
 from streamq_consumer.feed import Feed
+from streamq_consumer.outcomes import Outcomes
 from streamq_consumer.records import Record, records_of
+from streamq_consumer.settings import Isolation
 from streamq_consumer.stats import ConsumerMetrics
 
 __all__ = ["Fetcher"]
@@ -31,9 +33,10 @@ ASKED_AT_ONCE_MAX: Final = 16
 
 
 class Fetcher:
-    """Invariant: a feed is in `_line` exactly when it `is_listed`, which it is while it has batches and is not paused."""
+    """Invariant: a feed is in `_line` exactly when it `is_listed`, which it is while it has batches, the first of which may be looked at,
+    and is not paused."""
 
-    def __init__(self, cluster: Cluster, lifetime: Lifetime, metrics: ConsumerMetrics) -> None:
+    def __init__(self, cluster: Cluster, lifetime: Lifetime, metrics: ConsumerMetrics, *, isolation: Isolation) -> None:
         self.feeds: list[Feed] = []
         self._cluster = cluster
         self._lifetime = lifetime
@@ -44,6 +47,7 @@ class Fetcher:
         self._timers: Timers[Feed] = Timers()
         self._locating: set[str] = set()
         self._asking = anyio.Semaphore(ASKED_AT_ONCE_MAX)
+        self._outcomes = Outcomes(cluster, lifetime, self._on_decided) if isolation == "read_committed" else None
         self._is_closed = False
         self._handed_out: Feed | None = None
         """Whose batch the application was given last, until it comes for more."""
@@ -260,19 +264,32 @@ class Fetcher:
     # --- handing out ---------------------------------------------------------------------------------------------------------
 
     def _list(self, feed: Feed) -> None:
-        if feed.batches and not feed.is_listed and not feed.is_paused:
+        if feed.batches and not feed.is_listed and not feed.is_paused and self._may_read(feed.batches[0][0].header) is not None:
             feed.is_listed = True
             self._line.append(feed)
             self._news.set()
 
+    def _may_read(self, header: BatchHeader) -> bool | None:
+        """Whether anything of this batch is to be handed out; None while its transaction is open."""
+        if header.is_control:
+            return False
+        if self._outcomes is None or not header.is_transactional:
+            return True
+        return self._outcomes.is_committed(header)
+
+    def _on_decided(self) -> None:
+        if not self._is_closed:
+            for feed in self.feeds:
+                self._list(feed)
+
     def _unpack(self, feed: Feed) -> list[Record]:
-        """The next batch's records; none if it is a control batch, was dropped by a seek, is damaged (and read again elsewhere), or is all
-        before the time."""
-        if not feed.batches:
+        """The next batch's records; none if it is a control batch, aborted, was dropped by a seek, is damaged (and read again elsewhere),
+        is all before the time, or what is known of its transaction was forgotten for others."""
+        if not feed.batches or (may_read := self._may_read(feed.batches[0][0].header)) is None:
             return []
         batch, skip = feed.batches.popleft()
         try:
-            records = [] if batch.header.is_control else records_of(feed.topic, feed.index, batch, skip=skip)
+            records = records_of(feed.topic, feed.index, batch, skip=skip) if may_read else []
         except CorruptDataError as error:
             self._metrics.damaged += 1
             feed.drop()

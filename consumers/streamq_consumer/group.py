@@ -6,6 +6,7 @@ at once. `commit` stores how far the application has come, every `commit_interva
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -16,6 +17,7 @@ from streamq.client.lifetime import Lifetime
 from streamq.model.errors import GroupLostError, NotCoordinatorError, NotFoundError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.groups import Entry
 from streamq.model.messages import Attend, CommitPositions, Committed, GroupView, JoinGroup, LeaveGroup, Message, Ok
+from streamq.model.transactions import Transaction
 from streamq_consumer.membership import Hold, Membership, Place
 from streamq_consumer.settings import GroupSettings
 
@@ -90,6 +92,11 @@ class GroupReader:
         self._coordinator = ""
         self._marks: dict[Place, int] = {}
         """Without automatic commits: what the application has committed, to be told with the next commit."""
+        self._taken: dict[tuple[Place, int], int] = {}
+        """Without automatic commits: the first offset that the application was handed since its last transaction, of each hold: one that
+        was lost fails the transaction, and what was read under the next one is to be read again all the same."""
+        self._pending: dict[Place, int] = {}
+        """The positions that wait for the transaction that is open."""
         self._is_parting = False
         self._parting_until = 0.0
         self._came_back_at = anyio.current_time()
@@ -144,6 +151,63 @@ class GroupReader:
                 f"another member of group {self.settings.group!r} has {named} now: these positions were not stored",
                 hint="what was handled of these partitions comes again there; go on with the others",
             )
+
+    # --- transactions --------------------------------------------------------------------------------------------------------
+
+    def on_taken(self, place: Place, offset: int) -> None:
+        """Records from this offset on are about to be handed out."""
+        hold = self.membership.holds.get(place)
+        if hold is not None and not self.settings.auto_commit:
+            self._taken.setdefault((place, hold.since), offset)
+
+    async def commit_in(self, transaction: Transaction) -> None:
+        """Stores how far the application was handed each partition since its last transaction, to count if this one is committed.
+
+        Raises GroupLostError unless this member still holds all of them, and TransactionAbortedError."""
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        positions = self.positions()
+        entries: list[Entry] = []
+        lost = []
+        for (place, since), first in self._taken.items():
+            hold = self.membership.holds.get(place)
+            if hold is None or hold.since != since or hold.is_released or place not in positions:
+                lost.append(place)
+            elif positions[place] > first:
+                entries.append(Entry(place[0], place[1], hold.since, positions[place], False))
+        if not lost and entries:
+            self._pending = {(entry.topic, entry.partition): entry.position for entry in entries if entry.position is not None}
+            message = CommitPositions(self.settings.group, self._token, tuple(entries), transaction)
+            async with self._committing:
+                answer, _ = await self._ask(message, Committed)
+            lost = [(entry.topic, entry.partition) for entry in answer.fenced]
+        if lost:
+            named = ", ".join(f"{topic}/{partition}" for topic, partition in lost)
+            raise GroupLostError(
+                f"another member of group {self.settings.group!r} may have {named}: the transaction cannot have their positions",
+                hint="it is aborted, and what it read of these partitions comes again there; go on with the others",
+            )
+
+    def on_transaction_ended(self, *, is_committed: bool) -> list[tuple[Place, int]]:
+        """From which offset on what this member still holds is to be handed out again."""
+        taken, self._taken = self._taken, {}
+        pending, self._pending = self._pending, {}
+        holds = self.membership.holds
+        kept = [(place, first) for (place, since), first in taken.items() if place in holds and holds[place].since == since]
+        if not is_committed:
+            return kept
+        positions = self.positions()
+        for place, first in kept:
+            hold = holds[place]
+            if place in pending:
+                hold.committed = max(pending[place], hold.committed or 0)
+            counts_to = max(first, pending.get(place, first))
+            if positions.get(place, counts_to) > counts_to:
+                # Handed out while its end was not known: that is the next one's.
+                self._taken[place, hold.since] = counts_to
+        if self._is_parting:
+            self._commit_wanted.set()
+        return []
 
     async def leave(self, why: StreamqError | None = None) -> None:
         """Commits what was handled and goes, so that others need not wait for the session to end. Never raises for what brokers do."""
@@ -201,26 +265,27 @@ class GroupReader:
             hold = self.membership.holds.get(place)
             if hold is None or hold.since != since or not self.membership.may_open(hold):
                 return
-            opened = False
-
-            def may_go_on() -> bool:
-                nonlocal opened
-                opened = self.membership.on_opened(place, since)
-                return opened
-
+            offset = hold.next_offset
+            opened: list[bool] = []
             try:
-                await self._reading.open(place, hold.next_offset, may_go_on=may_go_on)
+                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, hold, offset, opened))
             except UnavailableError as error:
                 log.info("%s/%d cannot be read yet: %s", place[0], place[1], error)
             except StreamqError as error:
                 self._end(error)
                 return
             else:
-                if opened:
+                if any(opened):
                     self._tell(self._listeners.on_assigned, [place])
-                return
+                if hold.next_offset == offset:
+                    return
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    def _may_go_on(self, place: Place, hold: Hold, offset: int | None, opened: list[bool]) -> bool:
+        """Unless it is to go on elsewhere by now: a transaction was aborted while the partition was being opened. `opened` learns it."""
+        opened.append(hold.next_offset == offset and self.membership.on_opened(place, hold.since))
+        return opened[-1]
 
     def _close(self, closes: Sequence[tuple[Place, Hold]]) -> None:
         """Nothing more is handed out of these, which were open."""
@@ -293,7 +358,7 @@ class GroupReader:
 
     def _must_keep(self, place: Place) -> bool:
         """Whether a parting partition is still the application's."""
-        if self._reading.in_hand(place) is not None:
+        if self._reading.in_hand(place) is not None or place in self._pending:
             return True
         hold = self.membership.holds[place]
         is_owed = not self.settings.auto_commit and hold.next_offset != (self._marks.get(place, hold.committed))

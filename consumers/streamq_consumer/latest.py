@@ -5,7 +5,7 @@ from typing import Final, Protocol
 
 from streamq.client.settings import refuse_unless
 from streamq.client.times import Place
-from streamq_consumer.records import Record, Tip
+from streamq_consumer.records import Record
 
 __all__ = ["LAST_RECORDS_MAX", "in_time_order", "read_last"]
 
@@ -14,6 +14,8 @@ LAST_RECORDS_MAX: Final = 1_000_000
 FETCH_RECORDS: Final = 20_000
 FETCH_S: Final = 0.1
 """What lies before an end may be a control batch, of which nothing is handed out."""
+FURTHER: Final = 4
+"""How many times as much is read as was so far, where that was too little."""
 
 
 class _Consumer(Protocol):
@@ -22,12 +24,15 @@ class _Consumer(Protocol):
     def position(self, topic: str, partition: int) -> int: ...
     def positions(self) -> Mapping[Place, int]: ...
     def seek(self, topic: str, partition: int, offset: int) -> None: ...
-    async def tips(self) -> dict[Place, Tip]: ...
+    async def ranges(self) -> dict[Place, tuple[int, int]]: ...
     async def fetch(self, max_records: int = 500, *, timeout: float = 1.0) -> list[Record]: ...
 
 
 async def read_last(consumer: _Consumer, count: int, ends: Mapping[Place, int]) -> list[Record]:
-    """See `Consumer.last`. Any of the last `count` is among the last `count` of its partition, so no more is read."""
+    """See `Consumer.last`. Any of the last `count` is among the last `count` of its partition, so no more is needed of any.
+
+    Not every offset is handed out (control batches, aborted transactions), so where too few came it is read from further back.
+    """
     partitions = len(consumer.partitions)
     refuse_unless(count >= 0, f"count is not negative, as {count} is", code="bad_request")
     refuse_unless(
@@ -37,17 +42,19 @@ async def read_last(consumer: _Consumer, count: int, ends: Mapping[Place, int]) 
         hint=f"ask for at most {LAST_RECORDS_MAX // partitions}, or of fewer partitions",
     )
     before = dict(consumer.positions())
-    tips = await consumer.tips()
-    stops = {place: max(tip.start_offset, min(ends.get(place, tip.high_watermark), tip.high_watermark)) for place, tip in tips.items()}
+    known = await consumer.ranges()
+    stops = {place: max(start, min(ends.get(place, end), end)) for place, (start, end) in known.items()}
     held: dict[Place, list[Record]] = {place: [] for place in stops}
+    ranges = {place: (max(known[place][0], stop - count), stop) for place, stop in stops.items()}
     try:
-        for place, stop in stops.items():
-            consumer.seek(*place, max(tips[place].start_offset, stop - count))
-        while any(consumer.position(*place) < stop for place, stop in stops.items()):
-            for record in await consumer.fetch(FETCH_RECORDS, timeout=FETCH_S):
-                place = record.topic, record.partition
-                if record.offset < stops[place]:
-                    held[place].append(record)
+        while ranges:
+            found = await _read_ranges(consumer, ranges)
+            held = {place: [*found.get(place, ()), *records][-count:] if count else [] for place, records in held.items()}
+            ranges = {
+                place: (max(known[place][0], first - FURTHER * (stops[place] - first)), first)
+                for place, (first, _) in ranges.items()
+                if first > known[place][0] and len(held[place]) < count
+            }
     except BaseException:
         for place, offset in before.items():
             consumer.seek(*place, offset)
@@ -56,6 +63,19 @@ async def read_last(consumer: _Consumer, count: int, ends: Mapping[Place, int]) 
         if consumer.position(*place) != stop:
             consumer.seek(*place, stop)
     return in_time_order(held)[-count:] if count else []
+
+
+async def _read_ranges(consumer: _Consumer, ranges: Mapping[Place, tuple[int, int]]) -> dict[Place, list[Record]]:
+    """What there is from the first offset of each to below the second."""
+    found: dict[Place, list[Record]] = {place: [] for place in ranges}
+    for place, (first, _) in ranges.items():
+        consumer.seek(*place, first)
+    while any(consumer.position(*place) < stop for place, (_, stop) in ranges.items()):
+        for record in await consumer.fetch(FETCH_RECORDS, timeout=FETCH_S):
+            place = record.topic, record.partition
+            if place in found and record.offset < ranges[place][1]:
+                found[place].append(record)
+    return found
 
 
 def in_time_order(held: Mapping[Place, Sequence[Record]]) -> list[Record]:

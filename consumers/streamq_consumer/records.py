@@ -10,7 +10,7 @@ from streamq.model.batches import Batch
 from streamq.wire.compression import decompress
 from streamq.wire.records import unpack_rows
 
-__all__ = ["Record", "Tip", "records_of"]
+__all__ = ["Record", "Stable", "Tip", "records_of"]
 
 NO_HEADERS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
@@ -37,6 +37,22 @@ class Tip(msgspec.Struct, frozen=True):
     start_offset: int
     answered: tuple[str, ...]
     """The brokers that answered."""
+
+
+class Stable(msgspec.Struct, frozen=True):
+    """How far a partition can be read: below `offset` every transaction is decided. `tip` is its end, by a quorum read.
+
+    Where they differ, transaction `number` of the producer `name` is open, and its first record there was appended at `began_ms`.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    tip: int
+    start_offset: int
+    name: str = ""
+    number: int = 0
+    began_ms: int = 0
 
 
 def records_of(topic: str, partition: int, batch: Batch, *, skip: int) -> list[Record]:

@@ -1,11 +1,15 @@
 """How a consumer is set up; every field has a unit and a reason."""
 
+from typing import Literal
+
 import msgspec
 
 from streamq.client.settings import refuse_unless
 from streamq.model.limits import CREDIT_BYTES_MAX, GROUP_SESSION_MS_MAX, GROUP_SESSION_MS_MIN, NAME_CHARS_MAX, KiB, MiB
 
-__all__ = ["ConsumerSettings", "GroupSettings"]
+__all__ = ["ConsumerSettings", "GroupSettings", "Isolation"]
+
+Isolation = Literal["read_committed", "read_uncommitted"]
 
 WINDOW_BYTES_MIN = 64 * KiB
 
@@ -18,6 +22,9 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
     tip_check_s: float = 1.0
     """When nothing came for so long, another broker is asked by a quorum read whether there is more; ever more seldom while there is not.
     """
+    isolation: Isolation = "read_committed"
+    """Of transactions, only what is committed is handed out, and nothing from behind an open one's records in their partition;
+    "read_uncommitted" hands out all, also what is or will be aborted."""
     patience_s: float | None = None
     """A partition that no broker serves for so long ends in UnavailableError; None: try for ever."""
 
@@ -27,6 +34,10 @@ class ConsumerSettings(msgspec.Struct, frozen=True, kw_only=True):
         )
         refuse_unless(self.stall_s > 0, f"stall_s must be above 0, not {self.stall_s}")
         refuse_unless(self.tip_check_s > 0, f"tip_check_s must be above 0, not {self.tip_check_s}")
+        refuse_unless(
+            self.isolation in ("read_committed", "read_uncommitted"),
+            f"isolation must be read_committed or read_uncommitted, not {self.isolation!r}",
+        )
         refuse_unless(self.patience_s is None or self.patience_s > 0, f"patience_s must be above 0 or None, not {self.patience_s}")
 
     def window_bytes(self, *, partitions: int) -> int:

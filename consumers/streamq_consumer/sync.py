@@ -13,12 +13,13 @@ from streamq.client.codecs import Codec
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.client.times import Lag, Place
 from streamq.model.errors import StreamqError
+from streamq.model.transactions import Transaction
 from streamq_consumer.consumer import Consumer as AsyncConsumer
 from streamq_consumer.consumer import ConsumerOptions
 from streamq_consumer.dead_letter import DeadLetter as AsyncDeadLetter
 from streamq_consumer.group import OnPlaces
 from streamq_consumer.handling import Order
-from streamq_consumer.records import Record, Tip
+from streamq_consumer.records import Record, Stable, Tip
 from streamq_consumer.run import Retry
 from streamq_consumer.start import Start
 from streamq_consumer.stats import ConsumerStats
@@ -154,9 +155,7 @@ class Consumer:
                 handle, concurrency=concurrency, order=order, retry=retry, dead_letter=dead_letter, stuck_after_s=stuck_after_s
             )
 
-        for place, offset in self._first_held().items():
-            self._open.call(self._consumer._unread, *place, offset)
-        self._held = []
+        self._give_back()
         self._open.call(run)
 
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
@@ -196,6 +195,32 @@ class Consumer:
         self._held = []
         return records
 
+    def stable(self, topic: str, partition: int) -> Stable:
+        return self._open.call(self._consumer.stable, topic, partition)
+
+    def stables(self) -> dict[Place, Stable]:
+        return self._open.call(self._consumer.stables)
+
+    def ranges(self) -> dict[Place, tuple[int, int]]:
+        return self._open.call(self._consumer.ranges)
+
+    def check_transactional(self) -> None:
+        self._give_back()
+        self._open.call(self._consumer.check_transactional)
+
+    def commit_in(self, transaction: Transaction) -> None:
+        """What iteration has taken over and the application was not given yet is not committed."""
+        self._give_back()
+        self._open.call(self._consumer.commit_in, transaction)
+
+    def on_transaction_ended(self, *, is_committed: bool) -> None:
+        async def on_ended() -> None:
+            self._consumer.on_transaction_ended(is_committed=is_committed)
+
+        if not is_committed:
+            self._held = []
+        self._open.call(on_ended)
+
     @property
     def trouble(self) -> StreamqError | None:
         return self._consumer.trouble
@@ -210,6 +235,11 @@ class Consumer:
     def _first_held(self) -> dict[tuple[str, int], int]:
         """Of each partition, the first record that was not handed out."""
         return {(record.topic, record.partition): record.offset for record in self._held}
+
+    def _give_back(self) -> None:
+        for place, offset in self._first_held().items():
+            self._open.call(self._consumer._unread, *place, offset)
+        self._held = []
 
     def _take_held(self, max_records: int) -> list[Record]:
         taken = self._held[-max_records:][::-1]

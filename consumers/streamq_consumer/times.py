@@ -54,7 +54,7 @@ async def _first_of_each(cluster: Cluster, feeds: list[Feed], tips: Mapping[Plac
     feed begin too early, never too late."""
     lifetime = Lifetime()
     await lifetime.open()
-    fetcher = Fetcher(cluster, lifetime, ConsumerMetrics())
+    fetcher = Fetcher(cluster, lifetime, ConsumerMetrics(), isolation="read_uncommitted")
     try:
         found = await _read_first(fetcher, feeds, {place: tip.high_watermark for place, tip in tips.items()})
     except BaseException as error:

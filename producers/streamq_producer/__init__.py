@@ -6,9 +6,10 @@ from streamq_producer.producer import Producer
 from streamq_producer.records import partition_of
 from streamq_producer.settings import ProducerSettings
 from streamq_producer.stats import ProducerStats
+from streamq_producer.transaction import Transaction
 from streamq_producer.typed import TypedTopic
 
 __all__ = [
-    "Codec", "Delivery", "Json", "MsgPack", "Producer", "ProducerSettings", "ProducerStats", "Receipt", "Structs", "Text", "TypedTopic",
-    "partition_of",
+    "Codec", "Delivery", "Json", "MsgPack", "Producer", "ProducerSettings", "ProducerStats", "Receipt", "Structs", "Text",
+    "Transaction", "TypedTopic",     "partition_of",
 ]  # fmt: skip

@@ -26,6 +26,8 @@ class Receipt(msgspec.Struct, frozen=True):
     of: int
     durable: bool
     records: int = 1
+    is_duplicate: bool = False
+    """Of a record with an id: one of that id was sent before (this very one, if its first answer was lost), and is what is at `offset`."""
 
 
 class BatchOutcome:
@@ -93,4 +95,6 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
             assert batch.error is not None
             return batch.error
         offset = ack.base + self.first if ack.base >= 0 else -1
-        return Receipt(batch.topic, batch.partition, offset, ack.append_time, ack.copies, ack.of, ack.durable, self.records)
+        return Receipt(
+            batch.topic, batch.partition, offset, ack.append_time, ack.copies, ack.of, ack.durable, self.records, ack.is_duplicate
+        )

@@ -20,6 +20,7 @@ from streamq.model.batches import Batch
 from streamq.model.errors import NotFoundError, StreamqError, UnavailableError, UnknownOutcomeError
 from streamq.model.limits import FRAME_PAYLOAD_BYTES_MAX, MiB
 from streamq.model.messages import MetadataView, Produce, Produced
+from streamq.model.transactions import NO_TRANSACTION
 from streamq.wire.framing import Frame
 from streamq.wire.records import Row
 from streamq_producer.delivery import BatchOutcome
@@ -46,6 +47,11 @@ class Dispatcher:
         self.room_at = 0
         self.tickets = count(1)
         self.unsettled: dict[BatchOutcome, int] = {}
+        self.transaction = NO_TRANSACTION
+        """The number of the one that batches closed now belong to."""
+        self.transaction_failure: StreamqError | None = None
+        """What a batch of the last one failed with first."""
+        self._last_transaction = NO_TRANSACTION
         self.lanes: list[Lane] = []
         self.on_topic_gone: Callable[[str], None] = lambda topic: None
         self._cluster: Cluster | None = None
@@ -111,12 +117,23 @@ class Dispatcher:
         """Sends the opening of a named producer; `lane.opened` tells what becomes of it."""
         self._add(lane, lane.opening(timestamp, anyio.current_time()))
 
-    def append(self, lane: Lane, rows: list[Row], raw_bytes: int, expected_offset: int, timestamp: int) -> BatchOutcome:
-        """Sends these as one batch for this very offset, behind what the lane has taken before."""
+    def append(
+        self, lane: Lane, rows: list[Row], raw_bytes: int, timestamp: int, *, expected_offset: int | None, fencing_token: int | None
+    ) -> BatchOutcome:
+        """Sends these as one batch, behind what the lane has taken before, to be stored on these conditions."""
         if lane.rows:
             self._close_batch(lane)
         self.buffered_bytes += raw_bytes
-        entry = lane.conditional(rows, raw_bytes, expected_offset, timestamp, anyio.current_time())
+        now = anyio.current_time()
+        entry = lane.append(rows, raw_bytes, timestamp, now, expected_offset=expected_offset, fencing_token=fencing_token)
+        self._add(lane, entry)
+        return _batch(entry).outcome
+
+    def send_identified(self, lane: Lane, row: Row, size: int, timestamp: int, *, hashed: bytes) -> BatchOutcome:
+        """Sends a record that has an id, in the lane for these."""
+        self.buffered_bytes += size
+        entry = lane.identified(row, size, timestamp, anyio.current_time(), hashed=hashed)
+        self._metrics.closed(_batch(entry).header)
         self._add(lane, entry)
         return _batch(entry).outcome
 
@@ -142,6 +159,16 @@ class Dispatcher:
         """Closes the lane's open batch and sends it, or queues it behind those under way."""
         self._close_batch(lane)
         self._flush()
+
+    def begin_transaction(self, number: int) -> None:
+        """What is taken from now on belongs to it, what was taken before does not."""
+        self.seal_all()
+        self.transaction = self._last_transaction = number
+        self.transaction_failure = None
+
+    def end_transaction(self) -> None:
+        self.seal_all()
+        self.transaction = NO_TRANSACTION
 
     def seal_all(self) -> None:
         for lane in self.lanes:
@@ -223,7 +250,7 @@ class Dispatcher:
 
     def _close_batch(self, lane: Lane) -> None:
         now = anyio.current_time()
-        entry = lane.seal()
+        entry = lane.seal(self.transaction)
         sealed = _batch(entry)
         sealed.closed_at = now
         self._metrics.closed(sealed.header)
@@ -344,6 +371,11 @@ class Dispatcher:
         sealed = _batch(effect.entry)
         self._settled(sealed)
         sealed.outcome.settle(error=effect.error)
+        if sealed.header.is_transactional:
+            # Whoever ends the transaction asks: nothing else of it counts.
+            if sealed.header.mark == self._last_transaction and self.transaction_failure is None:
+                self.transaction_failure = effect.error
+            return
         if sealed.outcome.was_asked:
             return
         if len(self._unasked) < UNASKED_MAX:

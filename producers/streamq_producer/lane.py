@@ -4,8 +4,19 @@ import msgspec
 
 from streamq.client.settings import refuse_unless
 from streamq.client.timers import NEVER
-from streamq.model.batches import COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, Batch, BatchHeader
-from streamq.model.ids import ProducerId
+from streamq.model.batches import (
+    COMPRESSION_NONE,
+    COMPRESSION_ZSTD,
+    FLAG_CONDITIONAL,
+    FLAG_CONTROL,
+    FLAG_FENCED,
+    FLAG_IDENTIFIED,
+    FLAG_TRANSACTIONAL,
+    Batch,
+    BatchHeader,
+    Compression,
+)
+from streamq.model.ids import NO_PRODUCER, ProducerId
 from streamq.model.limits import OFFSET_MAX
 from streamq.model.messages import PartitionView
 from streamq.wire.batch_format import encode_batch
@@ -34,8 +45,9 @@ class SealedBatch:
         self._numbered: Batch | None = None
 
     def numbered(self, producer: ProducerId, producer_epoch: int, sequence: int) -> Batch:
-        """The same bytes for the same numbers, however often it is sent."""
+        """The same bytes for the same numbers, however often it is sent. A record with an id goes by that, not by a producer's."""
         batch = self._numbered
+        producer = self.header.producer if self.header.is_identified else producer
         if batch is None or batch.header.sequence != sequence or batch.header.producer_epoch != producer_epoch:
             header = msgspec.structs.replace(self.header, producer=producer, producer_epoch=producer_epoch, sequence=sequence)
             batch = self._numbered = encode_batch(header, self._payload)
@@ -46,8 +58,8 @@ class Lane:
     """Invariant: `rows` is empty exactly when no batch is open, and then `linger_until` is never."""
 
     __slots__ = (
-        "_settings", "first_timestamp", "index", "is_shared", "linger_until", "mark", "max_timestamp", "opened", "outcome", "position",
-        "raw_bytes", "rows", "session", "topic", "view", "wakes_at",
+        "_settings", "first_timestamp", "ids", "index", "is_shared", "linger_until", "mark", "max_timestamp", "opened", "outcome",
+        "position", "raw_bytes", "rows", "session", "topic", "view", "wakes_at",
     )  # fmt: skip
 
     def __init__(self, topic: str, index: int, view: PartitionView, session: PartitionSession, settings: ProducerSettings) -> None:
@@ -70,6 +82,8 @@ class Lane:
         """The last that was given here."""
         self.opened: BatchOutcome | None = None
         """Of a named producer: what becomes of the opening."""
+        self.ids: Lane | None = None
+        """For records with ids of this partition: a lane that never has an open batch."""
         self._settings = settings
 
     def begin(self, timestamp: int, now: float) -> None:
@@ -87,19 +101,15 @@ class Lane:
     def next_deadline(self) -> float:
         return min(self.linger_until, self.session.next_deadline)
 
-    def seal(self) -> Entry:
-        """Closes the open batch: packs and compresses it."""
+    def seal(self, transaction: int) -> Entry:
+        """Closes the open batch: packs and compresses it. `transaction` is the number of the one that it belongs to, if any."""
         assert self.rows, "no batch is open"
-        raw = pack_rows(self.rows)
-        payload, compression = raw, COMPRESSION_NONE
-        if self._settings.compression == "zstd":
-            smaller = compress(raw, level=self._settings.level)
-            if len(smaller) < len(raw):
-                payload, compression = smaller, COMPRESSION_ZSTD
+        payload, raw_bytes, compression = self._packed(self.rows)
         header = BatchHeader(
-            partition=self.view.id, records=len(self.rows), payload_bytes=len(payload), raw_bytes=len(raw), payload_crc=0,
+            partition=self.view.id, records=len(self.rows), payload_bytes=len(payload), raw_bytes=raw_bytes, payload_crc=0,
             producer=bytes(16), producer_epoch=0, sequence=0, first_timestamp=self.first_timestamp, max_timestamp=self.max_timestamp,
-            epoch=0, base=0, append_time=0, compression=compression, mark=self.mark,
+            epoch=0, base=0, append_time=0, compression=compression, flags=FLAG_TRANSACTIONAL if transaction else 0,
+            mark=transaction or self.mark,
         )  # fmt: skip
         deadline = self.linger_until - self._settings.linger_s + self._settings.delivery_timeout_s
         entry = Entry(SealedBatch(header, payload, self.outcome, buffered_bytes=self.raw_bytes), records=len(self.rows), deadline=deadline)
@@ -109,6 +119,15 @@ class Lane:
         self.linger_until = NEVER
         return entry
 
+    def _packed(self, rows: list[Row]) -> tuple[bytes, int, Compression]:
+        """The payload, its size before compression, and how it is compressed."""
+        raw = pack_rows(rows)
+        if self._settings.compression == "zstd":
+            smaller = compress(raw, level=self._settings.level)
+            if len(smaller) < len(raw):
+                return smaller, len(raw), COMPRESSION_ZSTD
+        return raw, len(raw), COMPRESSION_NONE
+
     def check_position(self, position: int) -> None:
         """Raises RefusedError for the position of the next record, if what is stored or taken is not below it."""
         before = max(self.position, self.session.mark)
@@ -116,17 +135,39 @@ class Lane:
             before < position <= OFFSET_MAX, f"position {position} does not come after {before}, the last one", code="bad_request"
         )
 
-    def conditional(self, rows: list[Row], raw_bytes: int, expected_offset: int, timestamp: int, now: float) -> Entry:
-        """A batch of its own, which is stored at this offset or not at all."""
-        raw = pack_rows(rows)
+    def append(
+        self, rows: list[Row], buffered_bytes: int, timestamp: int, now: float, *, expected_offset: int | None, fencing_token: int | None
+    ) -> Entry:
+        """A batch of its own, which is stored at this offset, and not behind a higher token, or not at all."""
+        flags = (FLAG_CONDITIONAL if expected_offset is not None else 0) | (FLAG_FENCED if fencing_token is not None else 0)
+        entry = self._alone(rows, buffered_bytes, timestamp, now, flags=flags, base=expected_offset or 0, mark=fencing_token or 0)
+        assert isinstance(entry.token, SealedBatch)
+        entry.token.outcome.was_asked = True
+        return entry
+
+    def identified(self, row: Row, buffered_bytes: int, timestamp: int, now: float, *, hashed: bytes) -> Entry:
+        """A batch of one record that has an id."""
+        return self._alone([row], buffered_bytes, timestamp, now, flags=FLAG_IDENTIFIED, producer=hashed)
+
+    def _alone(
+        self,
+        rows: list[Row],
+        buffered_bytes: int,
+        timestamp: int,
+        now: float,
+        *,
+        flags: int,
+        base: int = 0,
+        mark: int = 0,
+        producer: ProducerId = NO_PRODUCER,
+    ) -> Entry:
+        payload, raw_bytes, compression = self._packed(rows)
         header = BatchHeader(
-            partition=self.view.id, records=len(rows), payload_bytes=len(raw), raw_bytes=len(raw), payload_crc=0, producer=bytes(16),
-            producer_epoch=0, sequence=0, first_timestamp=timestamp, max_timestamp=timestamp, epoch=0, base=expected_offset, append_time=0,
-            compression=COMPRESSION_NONE, flags=FLAG_CONDITIONAL,
+            partition=self.view.id, records=len(rows), payload_bytes=len(payload), raw_bytes=raw_bytes, payload_crc=0, producer=producer,
+            producer_epoch=0, sequence=0, first_timestamp=timestamp, max_timestamp=timestamp, epoch=0, base=base, append_time=0,
+            compression=compression, flags=flags, mark=mark,
         )  # fmt: skip
-        outcome = BatchOutcome(self.topic, self.index)
-        outcome.was_asked = True
-        sealed = SealedBatch(header, raw, outcome, buffered_bytes=raw_bytes)
+        sealed = SealedBatch(header, payload, BatchOutcome(self.topic, self.index), buffered_bytes=buffered_bytes)
         return Entry(sealed, records=len(rows), deadline=now + self._settings.delivery_timeout_s)
 
     def opening(self, timestamp: int, now: float) -> Entry:

@@ -21,11 +21,20 @@ from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
 from streamq_producer.dispatch import Dispatcher
 from streamq_producer.lane import Lane
 from streamq_producer.naming import open_producer
-from streamq_producer.records import RECORD_OVERHEAD_BYTES, as_bytes, checked_headers, checked_timestamp, record_bytes, too_large
+from streamq_producer.records import (
+    RECORD_OVERHEAD_BYTES,
+    as_bytes,
+    checked_headers,
+    checked_timestamp,
+    hash_of_id,
+    record_bytes,
+    too_large,
+)
 from streamq_producer.session import PartitionSession
 from streamq_producer.settings import BATCH_BYTES_LIMIT, ProducerSettings
 from streamq_producer.stats import ProducerStats
 from streamq_producer.topic import Topic
+from streamq_producer.transaction import Positions, Transaction, Transactions
 from streamq_producer.typed import TypedTopic
 
 __all__ = ["Producer", "ProducerOptions"]
@@ -35,6 +44,9 @@ FAILED_CLOSE_S: Final = 2.0
 
 NAMELESS: Final = "only a named producer has positions: Producer(bootstrap, name=...)"
 
+
+IDENTIFIED_IN_FLIGHT: Final = 128
+"""Records with ids of one partition that are sent and not yet answered: none waits for another, and each is a batch."""
 
 T = TypeVar("T")
 
@@ -50,6 +62,8 @@ class ProducerOptions(TypedDict, total=False):
     idempotent: bool
     in_flight: int
     delivery_timeout_s: float
+    transactional: bool
+    transaction_timeout_s: float
     close_timeout_s: float
 
 
@@ -86,9 +100,12 @@ class Producer:
         self.settings: Final = ProducerSettings(**options)
         refuse_unless(name != "", "a producer's name is not empty", code="bad_name")
         refuse_unless(name is None or self.settings.idempotent, "a named producer is idempotent", code="bad_request")
+        is_named = name is not None or not self.settings.transactional
+        refuse_unless(is_named, "a transactional producer has a name: Producer(..., name=..., transactional=True)", code="bad_request")
         self.name: Final = name
         self._identity = ProducerOpened(NO_PRODUCER, 0)
         """Of a named producer, once it is opened."""
+        self._transactions: Transactions | None = None
         self._dispatcher = Dispatcher()
         self._host = host
         self._now_ms = host.now_ms
@@ -105,7 +122,7 @@ class Producer:
         await self._cluster.__aenter__()
         try:
             if self.name is not None:
-                self._identity = await open_producer(self._cluster, self.name, attempt=self._host.token())
+                await self._open_named(self.name)
         except BaseException as error:
             await self._cluster.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -115,6 +132,14 @@ class Producer:
         self._dispatcher.start(self._cluster, self._lifetime)
         self._is_open = True
         return self
+
+    async def _open_named(self, name: str) -> None:
+        settings = self.settings
+        transaction_ms = round(settings.transaction_timeout_s * 1000) if settings.transactional else 0
+        self._identity = await open_producer(self._cluster, name, attempt=self._host.token(), transaction_ms=transaction_ms)
+        if settings.transactional:
+            timeout_s = settings.delivery_timeout_s
+            self._transactions = Transactions(self._cluster, self._dispatcher, name, self._identity, timeout_s=timeout_s)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
@@ -148,6 +173,7 @@ class Producer:
         timestamp: int | None = None,
         partition: int | None = None,
         position: int | None = None,
+        id: bytes | None = None,
     ) -> Receipt:
         """Stores one record and returns when W replicas have it; `enqueue` says what the arguments mean, `Delivery.receipt` what is raised.
 
@@ -157,6 +183,8 @@ class Producer:
         if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
             await self._take_turn()
         known = self._topics.get(topic) or await self._open_topic(topic)
+        if id is not None:
+            return await self._put_identified(known, id, value, key, headers, timestamp, partition, position).receipt()
         if self.name is not None:
             await self._open_lane(known.named_lane(key, partition))
         lane, delivery = self._put(known, value, key, headers, timestamp, partition, position)
@@ -176,6 +204,7 @@ class Producer:
         timestamp: int | None = None,
         partition: int | None = None,
         position: int | None = None,
+        id: bytes | None = None,
     ) -> Delivery:
         """Takes the record and returns what becomes of it; waits for room only, and lets other tasks run once a batch.
 
@@ -187,12 +216,18 @@ class Producer:
         A named producer's record goes by `key` or `partition`; its `position` must be above the one before in its partition. Where the
         producer was not yet, the opening of the partition is waited for. Raises FencedError when another of the name was opened, and
         UnavailableError when something before it failed.
+
+        Of records with equal `id` in one partition, within the topic's window (`dedup_ms`, 10 minutes if nobody has said otherwise), the
+        first is stored, and the receipt of every other one says where that is. Without key and partition a record goes by its id. It is a
+        batch of its own, sent at once, and has no certain place among the others of its producer.
         """
         if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
             await self._take_turn()
         known = self._topics.get(topic)
         if known is None:
             known = await self._open_topic(topic)
+        if id is not None:
+            return self._put_identified(known, id, value, key, headers, timestamp, partition, position)
         if self.name is not None:
             await self._open_lane(known.named_lane(key, partition))
         elif value.__class__ is bytes and key is None and partition is None and timestamp is None and not headers and position is None:
@@ -239,7 +274,7 @@ class Producer:
             for lane in known.named_lanes(keys, partition):
                 await self._open_lane(lane)
         if positions is not None:
-            refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+            self._check_positioned()
             refuse_unless(len(positions) == len(values), f"{len(positions)} positions for {len(values)} values", code="bad_request")
             known.check_positions(positions, keys, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
@@ -273,20 +308,29 @@ class Producer:
         partition: int,
         values: Sequence[bytes],
         *,
-        expected_offset: int,
+        expected_offset: int | None = None,
+        fencing_token: int | None = None,
         keys: Sequence[bytes | None] | None = None,
         headers: Mapping[str, bytes] | None = None,
     ) -> Receipt:
-        """Stores all values, as one batch, at `expected_offset`, or nothing if that is not the partition's next offset.
+        """Stores all values, as one batch, on a condition, or nothing. For applications that have one writer, and must notice when there
+        are two. At least one condition is given:
 
-        For applications that have one writer, and must notice when there are two: who reads up to an offset and appends there has read all
-        that is before it. Returns when W replicas have it. Raises AlreadyExistsError (`precondition_failed`: something else is there, or
-        the partition does not go so far; certainly not stored), and what `Delivery.receipt` raises. A retry after a broken connection finds
-        its own batch. Cancelled, it is as `send`: the outcome is lost to the caller.
+        - `expected_offset` is the partition's next offset: who reads up to an offset and appends there has read all that is before it.
+          Else AlreadyExistsError (`precondition_failed`: something else is there, or the partition does not go so far).
+        - No append with a higher `fencing_token` is stored: whoever gets the right to write from elsewhere (a lock, a lease) gets a higher
+          number with it. Else FencedError (`fenced`). What is sent without a token is not checked.
+
+        Either means: certainly not stored. Returns when W replicas have it, and raises what `Delivery.receipt` raises. A retry after a
+        broken connection finds its own batch. Cancelled, it is as `send`: the outcome is lost to the caller.
         """
-        refuse_unless(self.name is None, "a named producer does not append by offset: its positions do that", code="bad_request")
-        refuse_unless(self.settings.idempotent, "only an idempotent producer appends by offset: retries must be known", code="bad_request")
-        refuse_unless(0 <= expected_offset <= OFFSET_MAX, f"an offset is not negative, as {expected_offset} is", code="bad_request")
+        refuse_unless(self.name is None, "a named producer does not append by offset or token: its positions do that", code="bad_request")
+        refuse_unless(self.settings.idempotent, "only an idempotent producer appends so: retries must be known", code="bad_request")
+        given = [number for number in (expected_offset, fencing_token) if number is not None]
+        refuse_unless(bool(given), "append takes an expected_offset, a fencing_token, or both", code="bad_request")
+        refuse_unless(
+            all(0 <= n <= OFFSET_MAX for n in given), f"offsets and tokens are 0 to {OFFSET_MAX}, not {given}", code="bad_request"
+        )
         values = list(values)
         own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
         _check_values(values, keys, headers_bytes)
@@ -298,8 +342,32 @@ class Producer:
         known = self._topics.get(topic) or await self._open_topic(topic)
         lane = known.lane_of(None, partition)
         rows: list[Row] = [(None, key, value, own_headers) for value, key in keyed]
-        outcome = self._dispatcher.append(lane, rows, raw_bytes, expected_offset, self._host.now_ms())
+        outcome = self._dispatcher.append(
+            lane, rows, raw_bytes, self._host.now_ms(), expected_offset=expected_offset, fencing_token=fencing_token
+        )
         return await Delivery(outcome, 0, len(rows)).receipt()
+
+    def transaction(self, positions: Positions | None = None) -> Transaction:
+        """What this producer sends in the block, to any topics, is read as a whole or not at all:
+        `async with producer.transaction(): ...`. For a named producer with `transactional=True`, one transaction at a time.
+
+        Leaving the block waits for all acks and commits; consumers are handed nothing of it before. An exception in the block aborts it
+        (as `abort()` of what the block is entered with does without one), and is raised on. With a consumer, a member of a group that
+        has `auto_commit=False`, the positions of what it has handed out since its last transaction are committed with it, or not; when
+        it is aborted these records are handed out again.
+
+        Entering raises UnavailableError or UnknownOutcomeError if the outcome of the one before cannot be learned. Leaving raises, with
+        nothing committed: what a record failed with; TransactionAbortedError when it has become too old; GroupLostError when the
+        consumer has lost a partition whose records it had handed out; FencedError when another producer of the name was opened. It
+        raises UnknownOutcomeError if no majority of brokers answers for `delivery_timeout_s`: it may be committed then, and opening
+        producer and consumer anew goes on behind it or before it, whichever is right. Cancelled, it is aborted, unless its commit was
+        under way.
+        """
+        if self._transactions is None:
+            self._check_open()
+            hint = "Producer(bootstrap, name=..., transactional=True)"
+            raise RefusedError("this producer has no transactions", code="bad_request", hint=hint)
+        return Transaction(self._transactions, positions)
 
     def topic(self, name: str, codec: Codec[T]) -> TypedTopic[T]:
         """The topic with objects for values: `producer.topic("orders", Structs(Order))` sends what the codec makes of an Order."""
@@ -394,19 +462,11 @@ class Producer:
         position: int | None,
     ) -> tuple[Lane, Delivery]:
         """Whoever calls it sees to it that the batch is closed, if the record is its first."""
-        if value.__class__ is not bytes:
-            value = as_bytes(value, "value")
-        if key is not None and key.__class__ is not bytes:
-            key = as_bytes(key, "key")
-        headers_bytes = 0
-        own_headers: dict[str, bytes] | None = None
-        if headers:
-            own_headers, headers_bytes = checked_headers(headers)
-        size = record_bytes(key, value, headers_bytes)
+        key, value, own_headers, size = _checked(value, key, headers)
         lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         if position is not None:
-            refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+            self._check_positioned()
             lane.check_position(position)
         delta = self._make_room(lane, size, at)
         delivery = Delivery(lane.outcome, len(lane.rows))
@@ -416,6 +476,32 @@ class Producer:
         if lane.raw_bytes >= self._batch_bytes:
             self._roll(lane)
         return lane, delivery
+
+    def _check_positioned(self) -> None:
+        refuse_unless(self.name is not None, NAMELESS, code="bad_request")
+        refuse_unless(not self._dispatcher.transaction, "a record of a transaction has no position", code="bad_request")
+
+    def _put_identified(
+        self,
+        known: Topic,
+        id: bytes,
+        value: bytes | None,
+        key: bytes | None,
+        headers: Mapping[str, bytes] | None,
+        timestamp: int | None,
+        partition: int | None,
+        position: int | None,
+    ) -> Delivery:
+        refuse_unless(self.name is None and position is None, "a named producer's records have no ids, but positions", code="bad_request")
+        hashed = hash_of_id(id)
+        key, value, own_headers, size = _checked(value, key, headers)
+        at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
+        lane = known.lane_of(id if key is None else key, partition)
+        if lane.ids is None:
+            session = self._make_session(lane.view.replicas, lane.session.target or lane.view.sequencer, are_identified=True)
+            lane.ids = Lane(lane.topic, lane.index, lane.view, session, self.settings)
+            self._dispatcher.lanes.append(lane.ids)
+        return Delivery(self._dispatcher.send_identified(lane.ids, (None, key, value, own_headers), size, at, hashed=hashed), 0)
 
     def _make_room(self, lane: Lane, size: int, at: int) -> int | None:
         """Opens a batch if the record needs one, counts the record, and returns its time as the batch stores it."""
@@ -463,16 +549,17 @@ class Producer:
         self._dispatcher.lanes += lanes
         return Topic(view.name, lanes, first=self._host.below(len(lanes)))
 
-    def _make_session(self, replicas: Sequence[str], sequencer: str) -> PartitionSession:
+    def _make_session(self, replicas: Sequence[str], sequencer: str, *, are_identified: bool = False) -> PartitionSession:
         fresh = self._host.token() if self.settings.idempotent else NO_PRODUCER
         return PartitionSession(
             replicas=replicas,
             sequencer=sequencer,
-            in_flight=self.settings.in_flight,
+            in_flight=IDENTIFIED_IN_FLIGHT if are_identified else self.settings.in_flight,
             tickets=self._dispatcher.tickets,
             producer=fresh if self.name is None else self._identity.producer,
             producer_epoch=self._identity.epoch,
             name=self.name or "",
+            are_identified=are_identified,
         )
 
     def _forget_topic(self, name: str) -> None:
@@ -502,6 +589,18 @@ class _Run:
     @property
     def end(self) -> int:
         return self.first + len(self.indexes)
+
+
+def _checked(
+    value: bytes | None, key: bytes | None, headers: Mapping[str, bytes] | None
+) -> tuple[bytes | None, bytes | None, dict[str, bytes] | None, int]:
+    """Key, value and headers as a row has them, and how large the record counts. Raises RefusedError or TypeError."""
+    if value.__class__ is not bytes:
+        value = as_bytes(value, "value")
+    if key is not None and key.__class__ is not bytes:
+        key = as_bytes(key, "key")
+    own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
+    return key, value, own_headers, record_bytes(key, value, headers_bytes)
 
 
 def _check_values(values: list[bytes], keys: Sequence[bytes | None] | None, headers_bytes: int) -> None:

@@ -1,14 +1,24 @@
 """A record on its way into a batch: what it may be, how large it counts, which partition its key means."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Final
 
 import google_crc32c
 
 from streamq.model.errors import RefusedError
-from streamq.model.limits import HEADERS_PER_RECORD_MAX, OFFSET_MAX, RECORD_BYTES_MAX
+from streamq.model.limits import HEADERS_PER_RECORD_MAX, OFFSET_MAX, RECORD_BYTES_MAX, RECORD_ID_BYTES_MAX
 
-__all__ = ["RECORD_OVERHEAD_BYTES", "as_bytes", "checked_headers", "checked_timestamp", "partition_of", "record_bytes", "too_large"]
+__all__ = [
+    "RECORD_OVERHEAD_BYTES",
+    "as_bytes",
+    "checked_headers",
+    "checked_timestamp",
+    "hash_of_id",
+    "partition_of",
+    "record_bytes",
+    "too_large",
+]
 
 RECORD_OVERHEAD_BYTES: Final = 8
 """Counted for each record and each header besides its bytes, about what packing adds."""
@@ -18,6 +28,15 @@ def partition_of(key: bytes, *, partitions: int) -> int:
     """CRC-32C (Castagnoli) of the key, modulo the number of partitions; the same in every language."""
     crc: int = google_crc32c.value(key)
     return crc % partitions
+
+
+def hash_of_id(id: bytes) -> bytes:
+    """BLAKE2b of 16 bytes, which a batch has in place of a producer's id; the same in every language. Raises RefusedError or TypeError."""
+    if not isinstance(id, bytes):
+        raise TypeError(f"a record's id must be bytes, not {type(id).__name__}")
+    if not 0 < len(id) <= RECORD_ID_BYTES_MAX:
+        raise RefusedError(f"a record's id has 1 to {RECORD_ID_BYTES_MAX} bytes, not {len(id)}", code="bad_request")
+    return hashlib.blake2b(id, digest_size=16).digest()
 
 
 def as_bytes(value: object, what: str) -> bytes | None:

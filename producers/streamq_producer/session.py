@@ -14,6 +14,9 @@ fences whatever is still on its way of the older one (P-33); what is in doubt ca
 
 A named producer promises more: what it has stored of its positions is a prefix. So when one of its batches fails, nothing behind it is sent
 any more: `failure` says why, and the producer is to be opened again.
+
+Records with ids have a session of their own. Each is a batch with an id of its own, which makes it known however often it is sent, and
+none waits for another, so they are not numbered, and come in no certain order when they are sent again.
 """
 
 from collections import deque
@@ -61,7 +64,7 @@ class Route(Enum):
 
 
 class PartitionSession:
-    """Invariants: at most `in_flight` entries are in `_sent`, in the order of their sequences, which are consecutive when idempotent and
+    """Invariants: at most `in_flight` entries are in `_sent`, in the order of their sequences, which are consecutive when numbered and
     the chain is whole; `_waiting` holds entries never sent under the present producer epoch, in the order added; each entry leaves once.
     """
 
@@ -75,10 +78,11 @@ class PartitionSession:
         producer: ProducerId,
         producer_epoch: int = 0,
         name: str = "",
+        are_identified: bool = False,
     ) -> None:
         """`producer` is a fresh producer id; NO_PRODUCER for batches that are not numbered, and not sent again when in doubt. With a `name`
         it is that producer's, and `producer_epoch` the one that it was opened with; the first batch added has to be the opening, and
-        nothing is added behind it before it is acked.
+        nothing is added behind it before it is acked. `are_identified`: the batches are records with ids, and `producer` is not used.
         """
         self.route = Route.LOCATING
         self.target = ""
@@ -93,7 +97,8 @@ class PartitionSession:
         self.failure: StreamqError | None = None
         """Of a named producer: why nothing is sent any more."""
         self._name = name
-        self._is_idempotent = producer != NO_PRODUCER
+        self._is_idempotent = producer != NO_PRODUCER or are_identified
+        self._is_numbered = self._is_idempotent and not are_identified
         self._next_sequence = 0
         self._sent: list[Entry] = []
         self._waiting: deque[Entry] = deque()
@@ -128,7 +133,7 @@ class PartitionSession:
         assert len(self._sent) <= self._in_flight
         numbers = [entry.sequence for entry in self._sent if entry.sequence is not None]
         assert len(numbers) == len(self._sent)
-        assert not self._is_idempotent or all(a < b for a, b in pairwise(numbers))
+        assert not self._is_numbered or all(a < b for a, b in pairwise(numbers))
         assert self.route is not Route.PAUSING or self._until < NEVER
         assert self.target or self.route in (Route.LOCATING, Route.PAUSING)
 
@@ -191,15 +196,18 @@ class PartitionSession:
         if not is_present:
             return self._go_on(now)
         entry.is_out = False
-        self._reason = error_of(nack.code, nack.message, sequencer=nack.sequencer)
+        code = "precondition_failed" if nack.code == "past_the_end" else nack.code
+        self._reason = error_of(code, nack.message, sequencer=nack.sequencer)
         if self._name and isinstance(self._reason, FencedError):
             self._reason = _fenced(self._name)
         effects: list[Effect] = []
-        if nack.code == "sequence_gap" and self._is_idempotent:
+        if nack.code == "sequence_gap" and self._is_numbered:
             self._on_gap(entry, now)
         elif self._is_final(nack.code):
-            # Said of a batch that is new to who knows all that is stored: no earlier try of it was, nor can be any more.
-            is_certain = nack.code == "precondition_failed" or not entry.may_be_stored
+            # Said of a batch that is new to who knows all that is stored: no earlier try of it was, nor can be any more. (Of an offset
+            # past the end the latter is not so.)
+            is_said_of_new = nack.code == "precondition_failed" or (nack.code == "fenced" and not self._name)  # by a fencing token
+            is_certain = is_said_of_new or not entry.may_be_stored
             effects.append(self._fail(entry, self._reason if is_certain else _unknown(self._reason)))
         elif nack.code in STAY:
             self._become_pausing(now)
@@ -270,7 +278,7 @@ class PartitionSession:
             self.retries += bool(entry.sequence is not None)
             if entry.sequence is None:
                 entry.sequence = self._next_sequence
-                self._next_sequence += self._is_idempotent
+                self._next_sequence += self._is_numbered
             entry.tickets.append(ticket)
             entry.is_out = True
             self._tries[ticket] = (entry, self.target)
@@ -369,7 +377,7 @@ class PartitionSession:
             self.route = Route.PROBING
 
     def _mend_chain(self) -> list[Effect]:
-        assert self._is_idempotent
+        assert self._is_numbered
         self._chain_broken = False
         in_doubt = [entry for entry in self._sent if entry.may_be_stored]
         certain = [entry for entry in self._sent if not entry.may_be_stored]
@@ -398,7 +406,7 @@ class PartitionSession:
     def _fail(self, entry: Entry, error: StreamqError) -> Failed:
         if self._name:
             self.failure = self.failure or _failure_of(self._reason, error)
-        elif entry.sequence is not None and self._is_idempotent:
+        elif entry.sequence is not None and self._is_numbered:
             self._chain_broken = True
         self._forget(entry)
         return Failed(entry, error)

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from streamq.client.settings import refuse_unless
-from streamq.model.limits import IN_FLIGHT_BATCHES_MAX, RECORD_BYTES_MAX, KiB, MiB
+from streamq.model.limits import IN_FLIGHT_BATCHES_MAX, RECORD_BYTES_MAX, TRANSACTION_MS_MAX, TRANSACTION_MS_MIN, KiB, MiB
 from streamq.wire.compression import ZSTD_LEVELS
 
 __all__ = ["BATCH_BYTES_LIMIT", "ProducerSettings"]
@@ -30,6 +30,10 @@ class ProducerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Batches of one partition that are sent and not yet answered."""
     delivery_timeout_s: float = 30.0
     """From `enqueue` on; a record without an outcome by then is unknown if it was sent, else not stored."""
+    transactional: bool = False
+    """A named producer that has transactions; opening it again aborts an open one of its former self."""
+    transaction_timeout_s: float = 60.0
+    """A transaction whose first record is so old is aborted by the brokers, as soon as anybody waits for it."""
     close_timeout_s: float = 30.0
     """How long leaving the block waits for what is under way."""
 
@@ -44,4 +48,7 @@ class ProducerSettings(msgspec.Struct, frozen=True, kw_only=True):
         refuse_unless(self.level in ZSTD_LEVELS, f"level must be {ZSTD_LEVELS.start} to {ZSTD_LEVELS.stop - 1}, not {self.level}")
         refuse_unless(1 <= self.in_flight <= IN_FLIGHT_BATCHES_MAX, f"in_flight must be 1 to {IN_FLIGHT_BATCHES_MAX}, not {self.in_flight}")
         refuse_unless(self.delivery_timeout_s > 0, f"delivery_timeout_s must be above 0, not {self.delivery_timeout_s}")
+        low, high = TRANSACTION_MS_MIN / 1000, TRANSACTION_MS_MAX / 1000
+        timeout_s = self.transaction_timeout_s
+        refuse_unless(low <= timeout_s <= high, f"transaction_timeout_s must be {low:g} to {high:g}, not {timeout_s}")
         refuse_unless(self.close_timeout_s >= 0, f"close_timeout_s must not be negative, as {self.close_timeout_s} is")

@@ -6,21 +6,24 @@ Every call hops to that thread and back (tens of microseconds), so many records 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar, Unpack
+from typing import Final, Generic, Protocol, Self, TypeVar, Unpack
 
+import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from streamq.client.codecs import Codec
 from streamq.client.settings import Timeouts
 from streamq.model.errors import StreamqError
+from streamq.model.transactions import Transaction as TransactionName
 from streamq_producer.delivery import Delivery as AsyncDelivery
 from streamq_producer.delivery import Receipt
 from streamq_producer.producer import Producer as AsyncProducer
 from streamq_producer.producer import ProducerOptions
 from streamq_producer.stats import ProducerStats
+from streamq_producer.transaction import Transaction as AsyncTransaction
 from streamq_producer.typed import encoded, encoded_many
 
-__all__ = ["Delivery", "Producer", "Receipt", "TypedTopic"]
+__all__ = ["Delivery", "Producer", "Receipt", "Transaction", "TypedTopic"]
 
 T = TypeVar("T")
 
@@ -98,10 +101,11 @@ class Producer:
         timestamp: int | None = None,
         partition: int | None = None,
         position: int | None = None,
+        id: bytes | None = None,
     ) -> Receipt:
         async def send() -> Receipt:
             return await self._producer.send(
-                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position
+                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position, id=id
             )
 
         return self._open.call(send)
@@ -116,10 +120,11 @@ class Producer:
         timestamp: int | None = None,
         partition: int | None = None,
         position: int | None = None,
+        id: bytes | None = None,
     ) -> Delivery:
         async def enqueue() -> AsyncDelivery:
             return await self._producer.enqueue(
-                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position
+                topic, value, key=key, headers=headers, timestamp=timestamp, partition=partition, position=position, id=id
             )
 
         portal = self._open
@@ -150,14 +155,21 @@ class Producer:
         partition: int,
         values: Sequence[bytes],
         *,
-        expected_offset: int,
+        expected_offset: int | None = None,
+        fencing_token: int | None = None,
         keys: Sequence[bytes | None] | None = None,
         headers: Mapping[str, bytes] | None = None,
     ) -> Receipt:
         async def append() -> Receipt:
-            return await self._producer.append(topic, partition, values, expected_offset=expected_offset, keys=keys, headers=headers)
+            return await self._producer.append(
+                topic, partition, values, expected_offset=expected_offset, fencing_token=fencing_token, keys=keys, headers=headers
+            )
 
         return self._open.call(append)
+
+    def transaction(self, positions: "Positions | None" = None) -> "Transaction":
+        portal = self._open
+        return Transaction(self._producer.transaction(_InOtherThread(positions) if positions is not None else None), portal)
 
     def topic(self, name: str, codec: Codec[T]) -> "TypedTopic[T]":
         return TypedTopic(self, name, codec)
@@ -178,6 +190,53 @@ class Producer:
         return self._portal
 
 
+class Positions(Protocol):
+    """What a transaction asks of the consumer whose positions belong to it: `streamq_consumer.sync.Consumer` does this."""
+
+    def check_transactional(self) -> None: ...
+    def commit_in(self, transaction: TransactionName) -> None: ...
+    def on_transaction_ended(self, *, is_committed: bool) -> None: ...
+
+
+class _InOtherThread:
+    """A blocking consumer, which has an event loop of its own, as the other producer sees it."""
+
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
+
+    def check_transactional(self) -> None:
+        self._positions.check_transactional()
+
+    async def commit_in(self, transaction: TransactionName) -> None:
+        await anyio.to_thread.run_sync(self._positions.commit_in, transaction)
+
+    def on_transaction_ended(self, *, is_committed: bool) -> None:
+        self._positions.on_transaction_ended(is_committed=is_committed)
+
+
+class Transaction:
+    """As `streamq_producer.Transaction`, used with `with`."""
+
+    def __init__(self, transaction: AsyncTransaction, portal: BlockingPortal) -> None:
+        self._transaction = transaction
+        self._portal = portal
+        self._context = portal.wrap_async_context_manager(transaction)
+
+    @property
+    def name(self) -> TransactionName | None:
+        return self._transaction.name
+
+    def abort(self) -> None:
+        self._portal.call(self._transaction.abort)
+
+    def __enter__(self) -> Self:
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._context.__exit__(kind, error, traceback)
+
+
 class TypedTopic(Generic[T]):
     """As `streamq_producer.TypedTopic`."""
 
@@ -194,9 +253,10 @@ class TypedTopic(Generic[T]):
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        id: bytes | None = None,
     ) -> Receipt:
         data = encoded(self._codec, value)
-        return self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        return self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition, id=id)
 
     def enqueue(
         self,
@@ -206,9 +266,10 @@ class TypedTopic(Generic[T]):
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        id: bytes | None = None,
     ) -> Delivery:
         data = encoded(self._codec, value)
-        return self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        return self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition, id=id)
 
     def enqueue_many(
         self,

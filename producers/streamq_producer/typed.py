@@ -53,9 +53,10 @@ class TypedTopic(Generic[T]):
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        id: bytes | None = None,
     ) -> Receipt:
         data = encoded(self._codec, value)
-        return await self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        return await self._producer.send(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition, id=id)
 
     async def enqueue(
         self,
@@ -65,9 +66,10 @@ class TypedTopic(Generic[T]):
         headers: Mapping[str, bytes] | None = None,
         timestamp: int | None = None,
         partition: int | None = None,
+        id: bytes | None = None,
     ) -> Delivery:
         data = encoded(self._codec, value)
-        return await self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition)
+        return await self._producer.enqueue(self.topic, data, key=key, headers=headers, timestamp=timestamp, partition=partition, id=id)
 
     async def enqueue_many(
         self,

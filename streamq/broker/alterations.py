@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from streamq.broker.each import each
-from streamq.broker.topics import Topics, check_name, check_retention
+from streamq.broker.topics import Topics, check_name, check_settings
 from streamq.metadata.changes import alter_topic, take_settings
 from streamq.model.errors import RefusedError, StreamqError
 from streamq.model.messages import AlterTopic, Open, TakeOver, TopicAltered
@@ -28,7 +28,7 @@ TAKEOVER_S: Final = 3.0
 async def alter(topics: Topics, message: AlterTopic) -> TopicAltered:
     """Raises RefusedError for settings that cannot be, NotFoundError, UnavailableError (`conflict`: somebody else altered it just now)."""
     check_name(message.name)
-    check_retention(message)
+    check_settings(message)
     node = topics.node
     before = await topics.register(message.name)
     after = _altered(before, message)
@@ -63,6 +63,7 @@ def _altered(topic: TopicRegister, message: AlterTopic) -> TopicRegister:
         read=read,
         retention_bytes=topic.retention_bytes if message.retention_bytes is None else message.retention_bytes or None,
         retention_ms=topic.retention_ms if message.retention_ms is None else message.retention_ms or None,
+        dedup_ms=topic.dedup_ms if message.dedup_ms is None else message.dedup_ms,
     )
     return topic if altered == topic else msgspec.structs.replace(altered, settings=topic.settings + 1)
 

@@ -28,6 +28,7 @@ from streamq.broker.router import BrokerRouter
 from streamq.broker.server import Server
 from streamq.broker.stalls import Stalls
 from streamq.broker.successions import Successions
+from streamq.broker.transactions import Transactions
 from streamq.log.idempotence import IdempotenceTable, TableSnapshot
 from streamq.log.replica_state import ReplicaState
 from streamq.model.errors import StreamqError
@@ -162,7 +163,9 @@ async def _serve(node: Node, network: Network, stop: Stopping, on_serving: Calla
     readmissions = Readmissions(registers=node.registers, local=acceptor, nursery=nursery)
     successions = Successions(node)
     node.take_over_here = successions.take_over_here
-    router = BrokerRouter(node, acceptor, successions, Requests(node, readmissions, successions, stop, usage))
+    transactions = Transactions(node)
+    acceptor.on_voted = transactions.on_voted
+    router = BrokerRouter(node, acceptor, successions, Requests(node, readmissions, successions, transactions, stop, usage))
     poller = Poller(after_pass=node.flush)
     node.peers = Peers(
         config,

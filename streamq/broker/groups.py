@@ -16,8 +16,22 @@ from streamq.broker.each import each
 from streamq.broker.led_group import LedGroup
 from streamq.broker.node import Node
 from streamq.broker.topics import check_name, unknown_topic
-from streamq.groups.changes import Joining, TopicSeen, commit, coordinate, delete, join, leave, place, unknown_group
-from streamq.model.errors import NotCoordinatorError, NotFoundError, RefusedError, UnavailableError
+from streamq.broker.transactions import Transactions
+from streamq.groups.changes import (
+    Joining,
+    TopicSeen,
+    UndecidedError,
+    commit,
+    coordinate,
+    delete,
+    join,
+    leave,
+    pending,
+    place,
+    unknown_group,
+    with_outcomes,
+)
+from streamq.model.errors import NotCoordinatorError, NotFoundError, RefusedError, TransactionAbortedError, UnavailableError
 from streamq.model.groups import Entry, GroupRegister, group_key
 from streamq.model.messages import (
     Attend,
@@ -29,6 +43,7 @@ from streamq.model.messages import (
     LeaveGroup,
 )
 from streamq.model.registers import TopicRegister, topic_key
+from streamq.model.transactions import Transaction
 
 __all__ = ["Groups"]
 
@@ -41,8 +56,9 @@ AT_ONCE: Final = 16
 
 
 class Groups:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, transactions: Transactions) -> None:
         self.node = node
+        self.transactions = transactions
         self._led: dict[str, LedGroup] = {}
         self._beginning: dict[str, trio.Lock] = {}
 
@@ -77,7 +93,13 @@ class Groups:
         _check_entries(message.entries)
         led = await self._lead(message.group)
         led.on_heard(message.token)
-        fenced = await led.carry_out(commit(message.token, message.entries))
+        if message.transaction is not None:
+            if any(entry.releases for entry in message.entries):
+                raise RefusedError("no partition is let go of in a transaction", code="bad_request")
+            # Whatever waits for it from now on can be told what became of it.
+            if (await self.transactions.look(message.transaction)).of(message.transaction.number) is False:
+                raise TransactionAbortedError("the transaction is aborted", hint="do it again, from the committed positions")
+        fenced = await led.carry_out(commit(message.token, message.entries, message.transaction))
         return Committed(fenced)  # type: ignore[arg-type]
 
     async def leave(self, message: LeaveGroup) -> None:
@@ -104,7 +126,11 @@ class Groups:
         register = await self.node.registers.get_as(GroupRegister, group_key(name))
         if register is None or register.deleted:
             raise unknown_group(name)
-        return register
+        decided: dict[Transaction, bool] = {}
+        for transaction in pending(register):
+            if (outcome := (await self.transactions.look(transaction)).of(transaction.number)) is not None:
+                decided[transaction] = outcome
+        return with_outcomes(register, decided)
 
     async def place(self, name: str, positions: tuple[GroupPosition, ...]) -> GroupRegister:
         check_group(name)
@@ -114,8 +140,14 @@ class Groups:
             if not topic.partitions:
                 raise unknown_topic(topic.name)
         wanted = {(p.topic, p.partition): p.position for p in positions}
-        change = place(name, wanted, seen, fresh_id=self.node.clock.token())
-        return await self.node.registers.change_as(GroupRegister, group_key(name), change)
+        fresh = self.node.clock.token()
+        outcomes: dict[Transaction, bool] = {}
+        while True:
+            change = place(name, wanted, seen, fresh_id=fresh, outcomes=outcomes)
+            try:
+                return await self.node.registers.change_as(GroupRegister, group_key(name), change)
+            except UndecidedError as undecided:
+                outcomes |= await self.transactions.settle_all(undecided.transactions)
 
     async def delete(self, name: str) -> None:
         register = await self.read(name)
@@ -172,7 +204,7 @@ class Groups:
         # Only what is read after this change counts: from now on nobody else changes the group's members.
         change: Callable[[GroupRegister | None], GroupRegister] = coordinate(name, by=node.broker, fresh_id=fresh)
         register = await node.registers.change_as(GroupRegister, group_key(name), change)
-        led = self._led[name] = LedGroup(node, register, self.seen)
+        led = self._led[name] = LedGroup(node, register, self.seen, self.transactions.settle_all)
         node.nursery.start_soon(self._run, led, name=f"group {name}")
         return led
 

@@ -5,17 +5,18 @@ that commit at once cost as many rounds of the register as one.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import trio
 
 from streamq.broker.node import Node
-from streamq.groups.changes import Step, TopicSeen, apply_steps, expire, lost, refresh
+from streamq.groups.changes import Step, TopicSeen, UndecidedError, apply_steps, expire, lost, orphans, refresh, settled
 from streamq.groups.sessions import CONFIRMED_WITHIN, Sessions
 from streamq.model.errors import NotCoordinatorError, StreamqError, UnavailableError
 from streamq.model.groups import GroupRegister, group_key, held_by
 from streamq.model.messages import GroupView
+from streamq.model.transactions import Transaction
 
 __all__ = ["LedGroup"]
 
@@ -47,13 +48,21 @@ class _Waiting:
 class LedGroup:
     """Invariant: `register` is what the last change or look has read, in which this broker is the coordinator, unless `is_over`."""
 
-    def __init__(self, node: Node, register: GroupRegister, seen: Callable[[tuple[str, ...]], Awaitable[Sequence[TopicSeen]]]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        register: GroupRegister,
+        seen: Callable[[tuple[str, ...]], Awaitable[Sequence[TopicSeen]]],
+        settle: Callable[[Collection[Transaction]], Awaitable[Mapping[Transaction, bool]]],
+    ) -> None:
+        """`settle` aborts transactions that are open, and tells which are committed."""
         now = trio.current_time()
         self.name = register.name
         self.register = register
         self.is_over = False
         self._node = node
         self._seen = seen
+        self._settle = settle
         self._sessions = Sessions(_session_lengths(register), now)
         self._confirmed_at = now
         self._busy_at = now
@@ -145,6 +154,8 @@ class LedGroup:
             if now >= self._refreshed_at + REFRESH_S and self.register.topics:
                 self._refreshed_at = now
                 steps.append(refresh(await self._seen(tuple(topic.name for topic in self.register.topics))))
+            if orphaned := orphans(self.register):
+                steps.append(settled(await self._settle(orphaned)))
             if steps:
                 await self._change(steps, taken)
             elif now >= self._confirm_at:
@@ -167,9 +178,25 @@ class LedGroup:
         register = await self._node.registers.change_as(GroupRegister, group_key(self.name), change)
         self._busy_at = trio.current_time()
         self._learn(register, began)
+        again: list[_Waiting] = []
+        undecided: set[Transaction] = set()
         for waiting, outcome in zip(taken, outcomes, strict=False):
+            if isinstance(outcome, UndecidedError):
+                undecided |= outcome.transactions
+                again.append(waiting)
+                continue
             waiting.outcome = outcome
             waiting.done.set()
+        if orphans(register):
+            self._wanted.set()
+        if again:
+            await self._decide(undecided, again)
+
+    async def _decide(self, undecided: Collection[Transaction], again: list[_Waiting]) -> None:
+        """Applies steps once more that pending positions were in the way of, in one change with what became of these."""
+        steps = [settled(await self._settle(undecided)), *(waiting.step for waiting in again)]
+        outcome_of_settled = _Waiting(steps[0])
+        await self._change(steps, [outcome_of_settled, *again])
 
     async def _confirm(self) -> None:
         began = trio.current_time()

@@ -53,6 +53,8 @@ class LocalAcceptor:
 
     def __init__(self, storage: Storage, *, new_incarnation: Callable[[], Incarnation]) -> None:
         """`new_incarnation` draws 16 random bytes; used only if acceptor state was lost."""
+        self.on_voted: Callable[[str], None] = lambda key: None
+        """Told of the key of each register for which something is accepted here: a hint that it may change."""
         self._storage = storage
         self._undurable: deque[Durable] = deque()
         self._changed = trio.Event()
@@ -159,6 +161,9 @@ class LocalAcceptor:
         if effect.record is not None:
             token.then(self._on_record)
         token.then(lambda: reply(then))
+        if effect.cell is not None:
+            voted = effect.cell[0]
+            token.then(lambda: self.on_voted(voted))
 
     def _append(self, states: list[tuple[str, bytes | None]]) -> Durable:
         token = Durable()

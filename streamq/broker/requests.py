@@ -13,13 +13,13 @@ from streamq.broker.groups import Groups
 from streamq.broker.metrics import Usage, read_metrics
 from streamq.broker.node import Node
 from streamq.broker.partition import unknown_partition
-from streamq.broker.producers import open_named
 from streamq.broker.readmission import Readmissions
 from streamq.broker.retention import Trims
 from streamq.broker.session import Session, answer, failure_of, need_broker
 from streamq.broker.successions import Successions
 from streamq.broker.tips import read_tip
 from streamq.broker.topics import Topics
+from streamq.broker.transactions import WAIT_MS_MAX, Transactions
 from streamq.model.batches import Batch
 from streamq.model.errors import RefusedError, StreamqError, UnavailableError
 from streamq.model.limits import REQUESTS_PER_CONNECTION_MAX
@@ -34,6 +34,7 @@ from streamq.model.messages import (
     DeleteGroup,
     DeleteTopic,
     DescribePartition,
+    EndTransaction,
     Failure,
     FindOffset,
     GroupRead,
@@ -46,10 +47,14 @@ from streamq.model.messages import (
     OffsetFound,
     Ok,
     OpenProducer,
+    OutcomesRead,
     PartitionTrimmed,
     PlaceGroup,
     ReadGroup,
     ReadMetrics,
+    ReadOutcomes,
+    ReadStable,
+    ReadStableHere,
     ReadTable,
     ReadTimes,
     ReadTip,
@@ -60,6 +65,7 @@ from streamq.model.messages import (
     TimesRead,
     TipRead,
     TopicCreated,
+    TransactionEnded,
     TrimPartition,
 )
 from streamq.model.messages import Groups as GroupList
@@ -75,6 +81,7 @@ TIP_DEADLINE_S: Final = 4.0
 TOPICS_PER_REQUEST_MAX: Final = 1_000
 QUESTIONS: Final = (
     Metadata, ListTopics, DescribePartition, ReadTip, FindOffset, ReadTimes, Copy, ReadTable, Attend, ListGroups, ReadGroup,
+    ReadOutcomes, ReadStable, ReadStableHere,
 )  # fmt: skip
 """Requests that change nothing: cancelled when their connection ends."""
 IN_ANY_STATE: Final = (BrokerStatus, ReadMetrics, Rejoin, Stop)
@@ -85,13 +92,20 @@ Task = Callable[[Session, Frame], Awaitable[Message | tuple[Message, Sequence[Ba
 
 class Requests:
     def __init__(
-        self, node: Node, readmissions: Readmissions, successions: Successions, stop: Callable[[], None], usage: Usage | None
+        self,
+        node: Node,
+        readmissions: Readmissions,
+        successions: Successions,
+        transactions: Transactions,
+        stop: Callable[[], None],
+        usage: Usage | None,
     ) -> None:
         self.node = node
         self.readmissions = readmissions
         self.successions = successions
         self.topics = Topics(node)
-        self.groups = Groups(node)
+        self.transactions = transactions
+        self.groups = Groups(node, transactions)
         self.trims = Trims(node)
         self._stop = stop
         self._usage = usage
@@ -110,6 +124,10 @@ class Requests:
             FindOffset: self._find_offset,
             ReadTimes: self._read_times,
             OpenProducer: self._open_producer,
+            EndTransaction: self._end_transaction,
+            ReadOutcomes: self._read_outcomes,
+            ReadStable: self._read_stable,
+            ReadStableHere: self._read_stable_here,
             Copy: self._copy,
             ReadTable: self._read_table,
             TakeOver: self._take_over,
@@ -244,7 +262,29 @@ class Requests:
 
     async def _open_producer(self, session: Session, frame: Frame) -> Message:
         assert isinstance(frame.message, OpenProducer)
-        return await open_named(self.node, frame.message)
+        return await self.transactions.open_named(frame.message)
+
+    # --- transactions
+
+    async def _end_transaction(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, EndTransaction)
+        return TransactionEnded(await self.transactions.end(frame.message))
+
+    async def _read_outcomes(self, session: Session, frame: Frame) -> Message:
+        message = frame.message
+        assert isinstance(message, ReadOutcomes)
+        wait_s = min(message.wait_ms, WAIT_MS_MAX) / 1000
+        found = await self.transactions.outcomes(message.transaction, began_ms=message.began_ms, wait_s=wait_s)
+        return OutcomesRead(found.first, found.decided, tuple(sorted(found.aborted)))
+
+    async def _read_stable(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, ReadStable)
+        return await self.transactions.stable(frame.message.topic, frame.message.index)
+
+    async def _read_stable_here(self, session: Session, frame: Frame) -> Message:
+        assert isinstance(frame.message, ReadStableHere)
+        need_broker(session)
+        return await self.transactions.stable_here(frame.message.partition, frame.message.tip)
 
     # --- brokers
 

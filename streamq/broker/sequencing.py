@@ -62,7 +62,7 @@ class Sequencing:
         self.segment = register.last
         self.retention = Retention(register.retention_bytes, register.retention_ms)
         self.epoch = self.segment.epoch
-        self.core = Sequencer(partition=partition.id, segment=self.segment, table=partition.replica.table)
+        self.core = Sequencer(partition=partition.id, segment=self.segment, table=partition.replica.table, dedup_ms=register.dedup_ms)
         self.is_retired = False
         self._wants_new_epoch = False
         self._carried = self.core.high_watermark
@@ -81,6 +81,7 @@ class Sequencing:
         if register.last.epoch == self.epoch and register.start_offset >= mine.start_offset and register.settings >= mine.settings:
             self.register = register
             self.retention = Retention(register.retention_bytes, register.retention_ms)
+            self.core.dedup_ms = register.dedup_ms
             self._changed()
 
     def start(self) -> None:
@@ -122,12 +123,12 @@ class Sequencing:
             node.metrics.took(batch.header.records, ticket.size)
             if not self._assigned:
                 node.touch_sequencing(self)
-            self._assigned.append(stamp(batch, epoch=result.epoch, base=result.base, append_time=result.append_time))
+            place = {"epoch": result.epoch, "base": result.base, "append_time": result.append_time}
+            self._assigned.append(stamp(batch, **place, window_ms=result.window_ms))
         elif isinstance(result, Duplicate):
             base = result.base if result.base is not None else -1
-            session.acks.append(
-                Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), self._durable, result.mark)
-            )
+            of, is_duplicate = len(self.segment.replicas), batch.header.is_identified
+            session.acks.append(Ack(number, base, result.append_time, result.copies, of, self._durable, result.mark, is_duplicate))
             node.touch(session)
             node.metrics.duplicates += 1
         elif isinstance(result, Refused) and result.is_doubtful:
@@ -258,9 +259,8 @@ class Sequencing:
         self.node.answered(ticket.size)
         self.node.metrics.ack_seconds.record(self.node.now_us - ticket.arrived_us)
         ticket.session.pending -= 1
-        ticket.session.acks.append(
-            Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), self._durable, acked.mark)
-        )
+        place, of = (acked.base, acked.append_time, acked.copies), len(self.segment.replicas)
+        ticket.session.acks.append(Ack(ticket.number, *place, of, self._durable, acked.mark, acked.is_duplicate))
         self.node.touch(ticket.session)
 
     def _nack(self, ticket: Ticket, code: str, message: str) -> None:

@@ -15,7 +15,16 @@ from streamq.metadata.changes import create_partition, create_topic, delete_part
 from streamq.metadata.placement import Load, Site, place
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, StreamqError, UnavailableError
 from streamq.model.ids import Member
-from streamq.model.limits import NAME_CHARS_MAX, PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN, TOPICS_MAX
+from streamq.model.limits import (
+    DEDUP_MS_DEFAULT,
+    DEDUP_MS_MAX,
+    DEDUP_MS_MIN,
+    NAME_CHARS_MAX,
+    PARTITIONS_PER_TOPIC_MAX,
+    RETENTION_BYTES_MIN,
+    RETENTION_MS_MIN,
+    TOPICS_MAX,
+)
 from streamq.model.messages import (
     AlterTopic,
     BrokerAddress,
@@ -56,8 +65,10 @@ def check_name(name: str) -> None:
         )
 
 
-def check_retention(message: CreateTopic | AlterTopic) -> None:
-    """Raises RefusedError for a retention under which there would be nothing but files."""
+def check_settings(message: CreateTopic | AlterTopic) -> None:
+    """Raises RefusedError for a retention under which there would be nothing but files, and for a window that is no use."""
+    if message.dedup_ms and not DEDUP_MS_MIN <= message.dedup_ms <= DEDUP_MS_MAX:
+        raise RefusedError(f"dedup_ms is {DEDUP_MS_MIN} to {DEDUP_MS_MAX}, or 0, not {message.dedup_ms}", code="bad_request")
     lasts_for_ever = 0 if isinstance(message, AlterTopic) else None
     if message.retention_bytes not in (None, lasts_for_ever) and message.retention_bytes < RETENTION_BYTES_MIN:
         raise RefusedError(f"retention_bytes is at least {RETENTION_BYTES_MIN}, not {message.retention_bytes}", code="bad_request")
@@ -116,7 +127,7 @@ class Topics:
             n = min(3, len(brokers))
             hint = f"for example: --replicas {n} --write-quorum {majority(n)} --read-quorum {majority(n)}"
             raise RefusedError(fault, code="bad_quorum", hint=hint)
-        check_retention(message)
+        check_settings(message)
         if len(await self.node.registers.list("topic/")) >= TOPICS_MAX:
             raise RefusedError(f"there have been {TOPICS_MAX} topics, the most that a cluster keeps names of", code="limit_reached")
         before = await self.node.registers.get_as(TopicRegister, topic_key(message.name))
@@ -127,6 +138,7 @@ class Topics:
             message.name, clock.token(), tuple(clock.token() for _ in range(message.partitions)),
             quorum.replicas, quorum.write, quorum.read, message.durability, clock.now_ms(),
             retention_bytes=message.retention_bytes, retention_ms=message.retention_ms,
+            dedup_ms=DEDUP_MS_DEFAULT if message.dedup_ms is None else message.dedup_ms,
         )  # fmt: skip
         topic = await self.node.registers.change_as(
             TopicRegister, topic_key(topic.name), create_topic(topic, over=before.id if before is not None else None)
@@ -179,6 +191,7 @@ class Topics:
         register = PartitionRegister(
             topic.partitions[index], topic.name, index, chosen, topic.write, topic.read, topic.durability, 0, (first,),
             retention_bytes=topic.retention_bytes, retention_ms=topic.retention_ms, settings=topic.settings,
+            dedup_ms=topic.dedup_ms,
         )  # fmt: skip
         before = await self.node.registers.get_as(PartitionRegister, key)
         over = before.id if before is not None and before.id != register.id else None

@@ -1,4 +1,5 @@
-"""`streamq topic alter`: retention and quorums. What a topic has after it comes from its register; the output says from when it holds."""
+"""`streamq topic alter`: retention, the window of ids, and quorums. What a topic has after it comes from its register; the output says from
+when it holds."""
 
 import argparse
 from typing import Final
@@ -6,7 +7,7 @@ from typing import Final
 from streamq.cli.admin import Admin
 from streamq.cli.output import json_line, note, size, span, survival
 from streamq.cli.settings import find_bootstrap
-from streamq.cli.topic import check_name, print_survival
+from streamq.cli.topic import check_name, check_window, print_survival
 from streamq.model.errors import RefusedError
 from streamq.model.limits import RETENTION_BYTES_MIN, RETENTION_MS_MIN
 from streamq.model.messages import AlterTopic, TopicAltered
@@ -20,6 +21,7 @@ WORDS: Final = {
     "read_quorum": "read quorum",
     "retention_bytes": "retention bytes",
     "retention_ms": "retention time",
+    "dedup_ms": "dedup window",
 }
 
 
@@ -72,7 +74,7 @@ def _request(options: argparse.Namespace) -> AlterTopic:
         )
     if options.replicas is not None:
         raise RefusedError("the number of replicas cannot be altered", code="usage", hint=copy)
-    given = (options.retention_bytes, options.retention_time, options.write_quorum, options.read_quorum)
+    given = (options.retention_bytes, options.retention_time, options.dedup_window, options.write_quorum, options.read_quorum)
     if all(option is None for option in given) and not options.now:
         raise RefusedError(
             "there is nothing to alter", code="usage", hint=f"for example: streamq topic alter {options.topic} --retention-time 7d"
@@ -81,6 +83,7 @@ def _request(options: argparse.Namespace) -> AlterTopic:
         raise RefusedError(f"--retention-bytes is at least {size(RETENTION_BYTES_MIN)}", code="bad_request", hint="or none: for ever")
     if options.retention_time and options.retention_time < RETENTION_MS_MIN:
         raise RefusedError(f"--retention-time is at least {span(RETENTION_MS_MIN)}", code="bad_request", hint="or none: for ever")
+    check_window(options.dedup_window)
     return AlterTopic(
         options.topic,
         write=options.write_quorum or 0,
@@ -89,6 +92,7 @@ def _request(options: argparse.Namespace) -> AlterTopic:
         retention_ms=options.retention_time,
         now=options.now,
         dry_run=options.dry_run,
+        dedup_ms=options.dedup_window,
     )
 
 
@@ -98,10 +102,13 @@ def _settings(topic: TopicRegister) -> dict[str, int | None]:
         "read_quorum": topic.read,
         "retention_bytes": topic.retention_bytes,
         "retention_ms": topic.retention_ms,
+        "dedup_ms": topic.dedup_ms,
     }
 
 
 def _text(name: str, value: int | None) -> str:
     if value is None:
         return "for ever"
+    if name == "dedup_ms":
+        return span(value) if value else "none"
     return size(value) if name == "retention_bytes" else span(value) if name == "retention_ms" else str(value)

@@ -56,7 +56,7 @@ async def export(options: argparse.Namespace, bootstrap: str, exported: "Exporte
         exported.add(len(records), len(written))
         return written
 
-    reading = argparse.Namespace(topic=[options.topic], partition=options.partition, broker=options.broker)
+    reading = argparse.Namespace(topic=[options.topic], partition=options.partition, broker=options.broker, uncommitted=False)
     async with open_consumer(reading, wanted, bootstrap) as consumer:
         tail = Tail(wanted, printer=to_bytes, keep=None)
         exported.watch(consumer, tail)

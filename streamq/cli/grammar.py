@@ -178,6 +178,9 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
         "--retention-bytes", type=parse_size, metavar="SIZE", help="per partition and replica, compressed: 10GB, 512MiB (for ever)"
     )
     create.add_argument("--retention-time", type=parse_span, metavar="TIME", help="since records were appended: 7d, 12h, 90s (for ever)")
+    create.add_argument(
+        "--dedup-window", type=span_or_none, metavar="TIME|none", help="how long ids of records count; none: they are refused (10m)"
+    )
     ls = add_verb(verbs, "ls", "topic:ls", "list the topics")
     describe = add_verb(
         verbs, "describe", "topic:describe", "show partitions, replicas and committed offsets, and which losses the topic survives"
@@ -197,6 +200,9 @@ def _add_topic(verbs: "Verbs[Parser]") -> None:
     alter.add_argument("topic", metavar="NAME")
     alter.add_argument("--retention-bytes", type=size_or_none, metavar="SIZE|none", help="per partition and replica; none: for ever")
     alter.add_argument("--retention-time", type=span_or_none, metavar="TIME|none", help="since records were appended; none: for ever")
+    alter.add_argument(
+        "--dedup-window", type=span_or_none, metavar="TIME|none", help="how long ids of records count; none: they are refused"
+    )
     alter.add_argument("--write-quorum", "-W", type=positive_int, metavar="W", help="copies on disk before a record is acked")
     alter.add_argument("--read-quorum", "-R", type=positive_int, metavar="R", help="replicas asked for the committed offset; W + R > N")
     alter.add_argument("--now", action="store_true", help="begin a new epoch of each partition for its quorums; producers wait a moment")
@@ -230,6 +236,11 @@ def _add_produce(commands: "Verbs[Parser]") -> None:
     produce.add_argument("--key-sep", metavar="SEP", help="a line is key, separator, value; one without the separator has no key")
     produce.add_argument("-H", "--header", action="append", default=[], metavar="NAME=VALUE", help="a header of every record; repeat it")
     produce.add_argument("-p", "--partition", type=natural, metavar="N", help="to this partition")
+    produce.add_argument(
+        "--id-from",
+        metavar="key|value|header:NAME",
+        help="what of a record is its id: of those with equal ids, within the topic's window, one is stored",
+    )
     produce.add_argument("--rate", type=positive_float, metavar="N", help="at most so many records per second")
     produce.add_argument("--compression", default="zstd", metavar="zstd[:LEVEL]|none", help="of batches (zstd:1)")
     produce.add_argument(
@@ -270,6 +281,7 @@ def _add_tail(commands: "Verbs[Parser]") -> None:
     tail.add_argument("--key", metavar="KEY", help="only records with this key")
     tail.add_argument("--grep", metavar="REGEX", help="only records whose value matches")
     tail.add_argument("--broker", metavar="ID", help="read the data from this replica")
+    tail.add_argument("--uncommitted", action="store_true", help="also what belongs to open and aborted transactions")
     tail.add_argument("-F", "--format", metavar="FORMAT", help="print each record so, for example '%%t/%%p@%%o %%k %%v\\n'")
 
 

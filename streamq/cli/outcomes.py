@@ -46,6 +46,8 @@ class Outcomes:
 
     def __init__(self, *, receipts: str | None, rejects: str | None) -> None:
         self.acked = 0
+        self.duplicates = 0
+        """Of these: records with an id, of which one was there already."""
         self.refused = 0
         self.unknown = 0
         self.waiting = 0
@@ -116,6 +118,7 @@ class Outcomes:
         self.waiting -= delivery.records
         if isinstance(outcome, Receipt):
             self.acked += delivery.records
+            self.duplicates += outcome.is_duplicate
             if self._receipts is not None:
                 self._write_receipts(expected, outcome)
             return
@@ -136,7 +139,8 @@ class Outcomes:
 
     def _write_receipts(self, expected: _Expected, receipt: Receipt) -> None:
         assert self._receipts is not None
-        end = f',"acked_at":{time.time():.6f}}}\n'
+        duplicate = ',"duplicate":true' if receipt.is_duplicate else ""
+        end = f'{duplicate},"acked_at":{time.time():.6f}}}\n'
         indexes: Sequence[int] = expected.delivery.indexes or (0,)
         self._receipts.write(
             "".join(

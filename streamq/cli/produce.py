@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, Literal
 
 import anyio
@@ -47,6 +47,8 @@ class _Plan(msgspec.Struct, frozen=True):
     partition: int | None
     rate: float | None
     is_json: bool
+    id_of: Callable[[ParsedRecord], bytes | None] | None
+    """The id of a record, if each is to have one."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -129,7 +131,20 @@ def _plan(options: argparse.Namespace) -> _Plan:
         partition=options.partition,
         rate=options.rate,
         is_json=options.format == "json",
+        id_of=None if options.id_from is None else _id_from(options.id_from),
     )
+
+
+def _id_from(text: str) -> Callable[[ParsedRecord], bytes | None]:
+    """Raises RefusedError."""
+    what, _, name = text.partition(":")
+    if what == "header" and name:
+        return lambda record: (record.headers or {}).get(name)
+    if text == "key":
+        return lambda record: record.key
+    if text == "value":
+        return lambda record: record.value
+    raise RefusedError(f"--id-from takes key, value or header:NAME, not {text!r}", code="usage", hint="for example: --id-from header:id")
 
 
 def parse_compression(text: str) -> tuple[Literal["zstd", "none"], int]:
@@ -220,7 +235,7 @@ async def _send_runs(producer: Producer, plan: _Plan, runs: list[Run], outcomes:
         for begin in range(0, len(lines), step):
             part = lines[begin : begin + step] if step < len(lines) else lines
             await pace.wait(len(part))
-            if plan.is_json:
+            if plan.is_json or plan.id_of is not None:
                 await _send_objects(producer, plan, run_first + begin, part, outcomes)
             else:
                 await _send_lines(producer, plan, run_first + begin, part, outcomes)
@@ -253,15 +268,33 @@ async def _send_objects(producer: Producer, plan: _Plan, first: int, lines: list
     for number, line in enumerate(lines, first):
         record = None
         try:
-            record = parse_record(line)
+            record = parse_record(line) if plan.is_json else _record_of(plan, line)
             delivery = await producer.enqueue(
-                plan.topic, record.value, key=record.key, headers=record.headers, timestamp=record.timestamp, partition=plan.partition
+                plan.topic,
+                record.value,
+                key=record.key,
+                headers=record.headers,
+                timestamp=record.timestamp,
+                partition=plan.partition,
+                id=None if plan.id_of is None else _id_of(plan.id_of, record),
             )
         except RefusedError as error:
             refused = RefusedError(f"line {number + 1}: {error.message}", code=error.code, hint=error.hint)
             outcomes.refuse(_rejected(number, line, record), refused)
             continue
         outcomes.expect_one(delivery, number, record)
+
+
+def _record_of(plan: _Plan, line: bytes) -> ParsedRecord:
+    keys, values = ([plan.key], [line]) if plan.separator is None else _split_keys([line], plan.separator)
+    return ParsedRecord(values[0], keys[0], plan.headers or None, None)
+
+
+def _id_of(id_of: Callable[[ParsedRecord], bytes | None], record: ParsedRecord) -> bytes:
+    id = id_of(record)
+    if not id:
+        raise RefusedError("the record has no id", code="bad_request", hint="leave --id-from out for records without")
+    return id
 
 
 def _rejected(number: int, line: bytes, record: ParsedRecord | None) -> RejectedRecord:
@@ -345,6 +378,8 @@ class Progress:
                 "longest_gap_s": round(gap_s, 6),
                 "interrupted": was_interrupted,
             }
+            if outcomes.duplicates:
+                row["duplicates"] = outcomes.duplicates
             if self._resume is not None:
                 row |= {"resumed_at": self._resume.begin, "skipped": self._resume.skipped}
             if outcomes.first_error is not None:
@@ -359,8 +394,9 @@ class Progress:
         if self._resume is not None:
             begin, skipped = self._resume.begin, self._resume.skipped
             note(f"resumed at byte {begin}" + (f" ({count(skipped)} lines behind it were stored already)" if skipped else ""))
+        twice = f" (of which {count(outcomes.duplicates)} were there already)" if outcomes.duplicates else ""
         note(
-            f"{'interrupted: ' if was_interrupted else ''}acked {count(outcomes.acked)}, refused {count(outcomes.refused)}, "
+            f"{'interrupted: ' if was_interrupted else ''}acked {count(outcomes.acked)}{twice}, refused {count(outcomes.refused)}, "
             f"unknown {count(unknown)}; {size(self.read_bytes)} in {duration(took)} ({count(outcomes.acked / took)} records/s); "
             f"longest gap between acks {duration(gap_s)}"
         )

@@ -71,6 +71,10 @@ def check_resume(options: argparse.Namespace) -> None:
         raise RefusedError(f"--resume takes a file that can be read again, and {options.file[0]} is none", code="usage")
     if options.format == "json":
         raise RefusedError("--resume takes lines, no objects", code="usage", hint="leave --format json out")
+    if options.id_from is not None:
+        raise RefusedError(
+            "--resume stores each line once by its place in the file, not by an id", code="usage", hint="leave --id-from out"
+        )
     if options.receipts or options.rejects:
         raise RefusedError("--receipts and --rejects tell of one run, and --resume is one of several", code="usage", hint="leave them out")
 

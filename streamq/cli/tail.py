@@ -25,6 +25,8 @@ __all__ = ["Printer", "Range", "Tail", "filter_of", "open_consumer", "printer_of
 
 DEFAULT_RECORDS: Final = 10
 FETCH_RECORDS: Final = 20_000
+HELD_MAX: Final = 10_000
+"""So many last records of one partition are held to be printed together."""
 FETCH_RECORDS_FIRST: Final = 200
 FETCH_BYTES: Final = 16 << 20
 """So many records are fetched at a time as have about so many bytes, going by those before them."""
@@ -101,6 +103,7 @@ def open_consumer(options: argparse.Namespace, wanted: Range, bootstrap: str) ->
         partitions=options.partition,
         broker=options.broker,
         patience_s=None if wanted.follows else PATIENCE_S,
+        isolation="read_uncommitted" if options.uncommitted else "read_committed",
     )
 
 
@@ -139,13 +142,11 @@ class Tail:
         return sum(max(0, end - consumer.position(*place)) for place, end in self._ends_told.items())
 
     async def _ends(self, consumer: Consumer) -> dict[Where, int]:
-        """Where each partition stops: without -f at the tip as a quorum tells it now; no end is OFFSET_MAX."""
+        """Where each partition stops: without -f at the end of what can be read now, as a quorum tells it; no end is OFFSET_MAX."""
         wanted = self.wanted
         if wanted.follows:
             return dict.fromkeys(consumer.partitions, wanted.until)
-        if isinstance(wanted.start, (Start, AtTime)):
-            return {place: min(tip.high_watermark, wanted.until) for place, tip in (await consumer.tips()).items()}
-        return {place: min(position, wanted.until) for place, position in consumer.positions().items()}
+        return {place: min(end, wanted.until) for place, (_, end) in (await consumer.ranges()).items()}
 
     async def _print_last(self, consumer: Consumer, records: int, ends: dict[Where, int]) -> None:
         """Goes back so many records from the end of the range; those of several partitions are printed here, in order of time."""
@@ -153,11 +154,11 @@ class Tail:
         stops = dict(ends) if until_ms is None else await consumer.offsets_for_times(until_ms)
         if not self.wanted.follows:
             ends.update(stops)
-        if len(stops) > 1:
+        if len(stops) > 1 or records <= HELD_MAX:
             await self._print(await consumer.last(records, ends=stops))
             return
-        [(place, tip)] = (await consumer.tips()).items()  # in order as it comes, so nothing need be held
-        consumer.seek(*place, max(tip.start_offset, min(stops[place], tip.high_watermark) - records))
+        [(place, (start, end))] = (await consumer.ranges()).items()  # in order as it comes, so nothing need be held
+        consumer.seek(*place, max(start, min(stops[place], end) - records))
 
     def _go_to(self, consumer: Consumer, offset: int) -> None:
         """The consumer stands at the tips. A partition that has not come so far has nothing of the range yet."""
@@ -177,7 +178,7 @@ class Tail:
         while not self._has_enough:
             if is_open and until_ms is not None and _now_ms() >= until_ms:
                 is_open = False  # what is appended from now on is too late, whatever times producers give
-                ends = {place: tip.high_watermark for place, tip in (await consumer.tips()).items()}
+                ends = {place: end for place, (_, end) in (await consumer.ranges()).items()}
             if all(consumer.position(*place) >= end for place, end in ends.items()):
                 return
             records = await self._fetch(consumer)

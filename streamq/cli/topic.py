@@ -4,6 +4,7 @@ import argparse
 import datetime
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from streamq.broker.config import NAME_PATTERN
@@ -12,12 +13,23 @@ from streamq.cli.confirm import confirm
 from streamq.cli.output import EXIT_PARTLY, Style, json_line, note, print_error, print_rows, size, span, survival
 from streamq.cli.settings import find_bootstrap
 from streamq.model.errors import RefusedError, StreamqError
-from streamq.model.limits import PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN
-from streamq.model.messages import CreateTopic, DeleteTopic, DescribePartition, ListTopics, Ok, PartitionDescription, TopicCreated, Topics
+from streamq.model.limits import DEDUP_MS_MAX, DEDUP_MS_MIN, PARTITIONS_PER_TOPIC_MAX, RETENTION_BYTES_MIN, RETENTION_MS_MIN
+from streamq.model.messages import (
+    CreateTopic,
+    DeleteTopic,
+    DescribePartition,
+    ListTopics,
+    Ok,
+    PartitionDescription,
+    ReadStable,
+    StableRead,
+    TopicCreated,
+    Topics,
+)
 from streamq.model.quorum import Quorum, majority
 from streamq.model.registers import TopicRegister
 
-__all__ = ["check_name", "create", "describe", "ls", "print_survival", "retention_text", "rm", "topic_request"]
+__all__ = ["check_name", "check_window", "create", "describe", "ls", "print_survival", "retention_text", "rm", "topic_request"]
 
 DESCRIBERS_MAX = 8
 """Partitions of one topic that are asked about at a time, each over a connection of its own."""
@@ -42,6 +54,7 @@ def topic_request(
     durability: str = "fsync",
     retention_bytes: int | None = None,
     retention_ms: int | None = None,
+    dedup_ms: int | None = None,
 ) -> CreateTopic:
     """The request, checked as far as it can be without the cluster. Raises RefusedError with a valid example."""
     check_name(name)
@@ -66,6 +79,7 @@ def topic_request(
         if given is not None and given < least:
             text = size(least) if least == RETENTION_BYTES_MIN else span(least)
             raise RefusedError(f"{option} is at least {text}", code="bad_request", hint="leave it out to keep records for ever")
+    check_window(dedup_ms)
     return CreateTopic(
         name=name,
         partitions=partitions,
@@ -75,7 +89,15 @@ def topic_request(
         durability="memory" if durability == "memory" else "fsync",
         retention_bytes=retention_bytes,
         retention_ms=retention_ms,
+        dedup_ms=dedup_ms,
     )
+
+
+def check_window(dedup_ms: int | None) -> None:
+    """Raises RefusedError for a window that the broker would not take."""
+    if dedup_ms and not DEDUP_MS_MIN <= dedup_ms <= DEDUP_MS_MAX:
+        limits = f"{span(DEDUP_MS_MIN)} to {span(DEDUP_MS_MAX)}"
+        raise RefusedError(f"--dedup-window is {limits}", code="bad_request", hint="or none: records with ids are refused")
 
 
 def _valid_example(name: str, replicas: int) -> str:
@@ -93,6 +115,7 @@ def create(options: argparse.Namespace) -> int:
         durability=options.durability,
         retention_bytes=options.retention_bytes,
         retention_ms=options.retention_time,
+        dedup_ms=options.dedup_window,
     )
     with Admin(find_bootstrap(flag=options.bootstrap, profile=options.profile)) as admin:
         topic = admin.ask(request, TopicCreated, is_change=True).topic
@@ -124,13 +147,16 @@ def describe(options: argparse.Namespace) -> int:
     topic = topics.get(options.topic)
     partitions = len(topic.partitions) if topic else 1
 
-    def ask(index: int) -> PartitionDescription:
+    def ask(index: int) -> tuple[PartitionDescription, StableRead | None]:
         with Admin(bootstrap) as other:
-            return other.ask(DescribePartition(options.topic, index), PartitionDescription)
+            description = first if index == 0 else other.ask(DescribePartition(options.topic, index), PartitionDescription)
+            try:
+                return description, other.ask(ReadStable(options.topic, index), StableRead) if not description.tip_error else None
+            except StreamqError:
+                return description, None
 
     with ThreadPoolExecutor(max_workers=DESCRIBERS_MAX) as pool:
-        descriptions = [first, *pool.map(ask, range(1, partitions))]
-    rows = [_partition_row(description) for description in descriptions]
+        rows = [_partition_row(description, stable) for description, stable in pool.map(ask, range(partitions))]
     register = first.register
     survives = survival(replicas=len(register.replicas), write=register.write, read=register.read)
     if options.output == "json":
@@ -142,12 +168,20 @@ def describe(options: argparse.Namespace) -> int:
     print_survival(survives)
     print()
     shown = [{**row, "replicas": "  ".join(_replica_text(replica) for replica in row["replicas"])} for row in rows]  # type: ignore[attr-defined]
-    columns = ("partition", "epoch", "sequencer", "high_watermark", "start_offset", "replicas")
+    columns = ("partition", "epoch", "sequencer", "high_watermark", "stable_offset", "start_offset", "replicas")
     print_rows(shown, columns=columns, as_json=False)
     for row in rows:
-        if row["tip_error"]:
-            note(Style(sys.stderr).yellow(f"partition {row['partition']}: {row['tip_error']}"))
+        if trouble := row["tip_error"] or _held_back(row):
+            note(Style(sys.stderr).yellow(f"partition {row['partition']}: {trouble}"))
     return 0
+
+
+def _held_back(row: dict[str, object]) -> str:
+    transaction = row["open_transaction"]
+    if not isinstance(transaction, dict):
+        return ""
+    name, number, age_s = transaction["producer"], transaction["number"], transaction["age_s"]
+    return f"transaction {number} of producer {name!r}, open for {age_s:.1f} s, holds back what lies at {row['stable_offset']} and behind"
 
 
 def rm(options: argparse.Namespace) -> int:
@@ -186,12 +220,17 @@ def _topic_row(topic: TopicRegister) -> dict[str, object]:
         "durability": topic.durability,
         "retention_bytes": topic.retention_bytes,
         "retention_ms": topic.retention_ms,
+        "dedup_ms": topic.dedup_ms,
         "created": created.isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
 
 
-def _partition_row(description: PartitionDescription) -> dict[str, object]:
+def _partition_row(description: PartitionDescription, stable: StableRead | None) -> dict[str, object]:
     register = description.register
+    transaction: dict[str, object] | None = None
+    if stable is not None and stable.transaction is not None:
+        age_s = max(0.0, time.time() - stable.began_ms / 1000)
+        transaction = {"producer": stable.name, "number": stable.transaction.number, "age_s": round(age_s, 3)}
     is_open = bool(register.chain) and register.last.is_open
     return {
         "partition": register.index,
@@ -199,6 +238,8 @@ def _partition_row(description: PartitionDescription) -> dict[str, object]:
         "epoch": register.last.epoch if register.chain else 0,
         "sequencer": register.last.sequencer if is_open else "",
         "high_watermark": description.high_watermark,
+        "stable_offset": stable.offset if stable is not None else None,
+        "open_transaction": transaction,
         "start_offset": register.start_offset,
         "tip_error": description.tip_error,
         "replicas": [
@@ -218,7 +259,7 @@ def _replica_text(replica: dict[str, object]) -> str:
 
 def _settings_text(topic: TopicRegister) -> str:
     quorums = f"{topic.replicas} replica(s), write quorum {topic.write}, read quorum {topic.read}, durability {topic.durability}"
-    return f"{quorums}, {retention_text(topic)}"
+    return f"{quorums}, {retention_text(topic)}, ids of records {f'count for {span(topic.dedup_ms)}' if topic.dedup_ms else 'are refused'}"
 
 
 def retention_text(topic: TopicRegister) -> str:

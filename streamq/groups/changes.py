@@ -9,22 +9,42 @@ change (`apply_steps`). What fences whom:
   than that partition, and no position is lost.
 - A register names its coordinator; the changes of another, which may have an old idea of who lives, are refused.
 - Positions only grow, but by `seek`, for which the group has to be without members.
+
+A position that is committed in a transaction is written beside the old one, with the transaction's name: which of the two counts is what
+became of the transaction (`metadata.transactions`), so it moves in the very change that commits it. What that leads to:
+
+- The pending position was written by who held the partition, so a transaction of a member that lost it before has nothing to commit.
+- Who is no longer a member may still commit the transaction whose position it wrote when it was one. So the partition goes to nobody
+  until that is decided, and to decide it the coordinator aborts the transaction unless it is: either its position counts and the next
+  member begins behind it, or the next member begins before it and nothing of the transaction is ever seen.
+- Nothing else is written over a pending position. A step that would do so raises UndecidedError; the coordinator has the transactions
+  decided (`settled`) and applies the step again.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from streamq.groups.assignment import Place, assign
-from streamq.model.errors import AlreadyExistsError, GroupLostError, NotCoordinatorError, NotFoundError, RefusedError, StreamqError
-from streamq.model.groups import NOBODY, Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic
-from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_NAMES_BYTES_MAX, GROUP_PARTITIONS_MAX
+from streamq.model.errors import (
+    AlreadyExistsError,
+    GroupLostError,
+    NotCoordinatorError,
+    NotFoundError,
+    RefusedError,
+    StreamqError,
+    UnavailableError,
+)
+from streamq.model.groups import NOBODY, Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic, Pending
+from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_NAMES_BYTES_MAX, GROUP_PARTITIONS_MAX, GROUP_PENDING_MAX
+from streamq.model.transactions import Transaction
 
 __all__ = [
     "Joining",
     "Step",
     "TopicSeen",
+    "UndecidedError",
     "apply_steps",
     "commit",
     "coordinate",
@@ -33,9 +53,13 @@ __all__ = [
     "join",
     "leave",
     "lost",
+    "orphans",
+    "pending",
     "place",
     "refresh",
+    "settled",
     "unknown_group",
+    "with_outcomes",
 ]
 
 Step = Callable[[GroupRegister], tuple[GroupRegister, object]]
@@ -49,6 +73,14 @@ class TopicSeen(NamedTuple):
     name: str
     id: bytes
     partitions: int
+
+
+class UndecidedError(UnavailableError):
+    """These transactions have to be decided first."""
+
+    def __init__(self, transactions: Collection[Transaction]) -> None:
+        super().__init__("a transaction is not decided yet", code="not_ready", hint="try again")
+        self.transactions = frozenset(transactions)
 
 
 class Joining(NamedTuple):
@@ -109,6 +141,8 @@ def join(joining: Joining, seen: Sequence[TopicSeen]) -> Step:
         known = register.member(joining.token)
         if known is None and joining.name:
             known = next((member for member in register.members if member.name == joining.name), None)
+            if known is not None:
+                _need_decided(p for topic in register.topics for p in topic.partitions if p.holder == known.number)
         number = known.number if known is not None else register.last_number + 1
         member = GroupMember(number, joining.token, joining.name, joining.topics, joining.session_ms)
         if known is not None:
@@ -131,7 +165,7 @@ def leave(token: bytes, entries: Sequence[Entry]) -> Step:
         member = register.member(token)
         if member is None:
             return register, None
-        committed = _committed(register, member.number, entries)
+        committed = _committed(register, member.number, entries, None)
         return _settled(register, _without(committed, {member.number})), None
 
     return step
@@ -147,10 +181,11 @@ def expire(tokens: Collection[bytes]) -> Step:
     return step
 
 
-def commit(token: bytes, entries: Sequence[Entry]) -> Step:
+def commit(token: bytes, entries: Sequence[Entry], transaction: Transaction | None = None) -> Step:
     """Moves positions and lets go of partitions. The outcome is the entries that were fenced: those whose position is not reached.
 
-    What was applied before is found applied, whoever holds the partition by then. Raises GroupLostError for who is no member.
+    With a `transaction` positions are pending until that is decided, and no partition is let go of. What was applied before is found
+    applied, whoever holds the partition by then. Raises GroupLostError for who is no member, UndecidedError.
     """
 
     def step(register: GroupRegister) -> tuple[GroupRegister, object]:
@@ -160,10 +195,50 @@ def commit(token: bytes, entries: Sequence[Entry]) -> Step:
         for entry in entries:
             if register.partition(entry.topic, entry.partition) is None:
                 raise NotFoundError(f"group {register.name!r} has no partition {entry.topic}/{entry.partition}", code="unknown_partition")
-        changed = _settled(register, _committed(register, member.number, entries))
-        return changed, tuple(entry for entry in entries if not _is_reached(changed, entry))
+        changed = _settled(register, _committed(register, member.number, entries, transaction))
+        if transaction is not None and sum(p.pending is not None for t in changed.topics for p in t.partitions) > GROUP_PENDING_MAX:
+            message = f"{GROUP_PENDING_MAX} positions of group {register.name!r} wait for transactions, the most there may be"
+            raise RefusedError(message, code="limit_reached", hint="commit the positions of fewer partitions in one transaction")
+        return changed, tuple(entry for entry in entries if not _is_reached(changed, entry, transaction, member.number))
 
     return step
+
+
+def settled(outcomes: Mapping[Transaction, bool]) -> Step:
+    """Makes the pending positions of transactions count that are committed, and drops those of aborted ones; the others stay."""
+
+    def step(register: GroupRegister) -> tuple[GroupRegister, object]:
+        return _settled(register, with_outcomes(register, outcomes)), None
+
+    return step
+
+
+def with_outcomes(register: GroupRegister, outcomes: Mapping[Transaction, bool]) -> GroupRegister:
+    """The positions as they are when these transactions are committed (True) or aborted."""
+
+    def decided(partition: GroupPartition) -> GroupPartition:
+        pending = partition.pending
+        if pending is None or pending.transaction not in outcomes:
+            return partition
+        position = max(pending.position, partition.position or 0) if outcomes[pending.transaction] else partition.position
+        return msgspec.structs.replace(partition, position=position, pending=None)
+
+    topics = tuple(
+        msgspec.structs.replace(topic, partitions=tuple(decided(p) for p in topic.partitions)) if _is_pending(topic) else topic
+        for topic in register.topics
+    )
+    return msgspec.structs.replace(register, topics=topics)
+
+
+def pending(register: GroupRegister) -> frozenset[Transaction]:
+    """The transactions on which positions hang."""
+    return frozenset(p.pending.transaction for topic in register.topics for p in topic.partitions if p.pending is not None)
+
+
+def orphans(register: GroupRegister) -> frozenset[Transaction]:
+    """Those of them that keep a partition from who is to have it."""
+    found = [p for topic in register.topics for p in topic.partitions if p.holder == NOBODY]
+    return frozenset(p.pending.transaction for p in found if p.pending is not None)
 
 
 def refresh(seen: Sequence[TopicSeen]) -> Step:
@@ -175,17 +250,22 @@ def refresh(seen: Sequence[TopicSeen]) -> Step:
     return step
 
 
-def place(name: str, positions: Mapping[Place, int], seen: Sequence[TopicSeen], *, fresh_id: bytes) -> Change:
-    """Sets positions, backwards too, of a group that has no members; makes the group where there is none. Raises group_in_use."""
+def place(
+    name: str, positions: Mapping[Place, int], seen: Sequence[TopicSeen], *, fresh_id: bytes, outcomes: Mapping[Transaction, bool]
+) -> Change:
+    """Sets positions, backwards too, of a group that has no members; makes the group where there is none. Raises group_in_use, and
+    UndecidedError for pending positions whose transactions are not among `outcomes`."""
 
     def change(current: GroupRegister | None) -> GroupRegister:
         register = current
         if register is None or register.deleted:
             register = GroupRegister(fresh_id, name, 1, "", 0, (), ())
         _need_no_members(register, "its positions cannot be set")
-        register = _with_topics(register, seen)
+        register = with_outcomes(_with_topics(register, seen), outcomes)
         for topic, index in positions:
-            if register.partition(topic, index) is None:
+            if (partition := register.partition(topic, index)) is not None:
+                _need_decided([partition])
+            else:
                 raise NotFoundError(f"there is no partition {index} of topic {topic!r}", code="unknown_partition")
         topics = tuple(
             msgspec.structs.replace(
@@ -255,14 +335,36 @@ def _need_room(before: GroupRegister | None, after: GroupRegister) -> None:
 # --- inside -----------------------------------------------------------------------------------------------------------------
 
 
-def _committed(register: GroupRegister, number: int, entries: Sequence[Entry]) -> GroupRegister:
+def _need_decided(partitions: Iterable[GroupPartition], but: Transaction | None = None) -> None:
+    """Raises UndecidedError if a position is pending, in another transaction than `but`."""
+    found = {p.pending.transaction for p in partitions if p.pending is not None} - {but}
+    if found:
+        raise UndecidedError(found)
+
+
+def _is_pending(topic: GroupTopic) -> bool:
+    return any(partition.pending is not None for partition in topic.partitions)
+
+
+def _committed(register: GroupRegister, number: int, entries: Sequence[Entry], transaction: Transaction | None) -> GroupRegister:
     by_place = {(entry.topic, entry.partition): entry for entry in entries}
+
+    def is_fenced(entry: Entry, partition: GroupPartition | None) -> bool:
+        return partition is None or partition.holder != number or partition.since != entry.since
+
+    named_partitions = [(entry, register.partition(*place)) for place, entry in by_place.items()]
+    _need_decided((p for entry, p in named_partitions if p is not None and not is_fenced(entry, p)), transaction)
 
     def changed(topic: str, index: int, partition: GroupPartition) -> GroupPartition:
         entry = by_place.get((topic, index))
-        if entry is None or partition.holder != number or partition.since != entry.since:
+        if entry is None or is_fenced(entry, partition):
             return partition
         position = partition.position
+        if transaction is not None:
+            before = partition.pending.position if partition.pending is not None else -1 if position is None else position
+            if entry.position is None or entry.position <= before:
+                return partition
+            return msgspec.structs.replace(partition, pending=Pending(*transaction, entry.position))
         if entry.position is not None:
             position = max(entry.position, position or 0)
         # Who lets go of what it may keep is given it anew: a member that restarts its reading.
@@ -279,9 +381,18 @@ def _committed(register: GroupRegister, number: int, entries: Sequence[Entry]) -
     return msgspec.structs.replace(register, topics=topics)
 
 
-def _is_reached(register: GroupRegister, entry: Entry) -> bool:
+def _is_reached(register: GroupRegister, entry: Entry, transaction: Transaction | None, number: int) -> bool:
     partition = register.partition(entry.topic, entry.partition)
-    return entry.position is None or (partition is not None and partition.position is not None and partition.position >= entry.position)
+    if entry.position is None:
+        return True
+    if partition is None:
+        return False
+    if transaction is not None:
+        if partition.pending is not None and partition.pending.transaction == transaction:
+            return partition.pending.position >= entry.position
+        if partition.holder != number or partition.since != entry.since:
+            return False  # whoever has come so far meanwhile: it was not this transaction
+    return partition.position is not None and partition.position >= entry.position
 
 
 def _without(register: GroupRegister, numbers: Collection[int]) -> GroupRegister:
@@ -321,9 +432,9 @@ def _settled(before: GroupRegister, after: GroupRegister) -> GroupRegister:
 
     def settled(place: Place, partition: GroupPartition) -> GroupPartition:
         holder, target = holders[place][0], targets.get(place, NOBODY)
-        if holder != NOBODY or target == NOBODY:
+        if holder != NOBODY or target == NOBODY or partition.pending is not None:
             # Who no longer subscribes to a topic still lets go of it in its own time.
-            return GroupPartition(holder, target, partition.since if holder != NOBODY else 0, partition.position)
+            return GroupPartition(holder, target, partition.since if holder != NOBODY else 0, partition.position, partition.pending)
         return GroupPartition(target, target, generation, partition.position)
 
     topics = tuple(

@@ -1,9 +1,11 @@
 """The idempotence table of one partition (P-33 to P-35): a pure fold over the batch headers of the committed log, in offset order.
 
-    producer id -> producer epoch, last sequence, append time of its last batch, places of its last K batches, mark, whether it is named
+    producer id -> producer epoch, last sequence, append time of its last batch, places of its last K batches, mark, whether it is named,
+                   where its last transaction began
 
 Two tables folded over the same headers answer alike, on whatever replica, because nothing but the headers goes in: an entry expires when
 the log's own time, the newest append time, is `PRODUCER_EXPIRY_MS` past its last batch (of a named producer `NAMED_PRODUCER_EXPIRY_MS`).
+Records with an id (`log.record_ids`) and the highest fencing token are folded beside the producers.
 Append times never fall, so an entry that has expired once stays expired, and dropping it from memory earlier or later changes no answer.
 The fold refuses nothing: refusing is the sequencer's part, which judges a batch before it assigns.
 
@@ -26,12 +28,14 @@ from itertools import chain
 
 import msgspec
 
+from streamq.log.record_ids import RecordIds
 from streamq.model.batches import BatchHeader
 from streamq.model.ids import NO_PRODUCER, ProducerId
 from streamq.model.limits import DEDUP_BATCHES, NAMED_PRODUCER_EXPIRY_MS, PRODUCER_EXPIRY_MS
-from streamq.model.tables import Place, ProducerSnapshot, TableSnapshot
+from streamq.model.tables import NEVER_BEGUN, Begun, Place, ProducerSnapshot, StoredId, TableSnapshot
 
 __all__ = [
+    "Begun",
     "Fenced",
     "Gap",
     "IdempotenceTable",
@@ -76,10 +80,18 @@ _NEXT = Next()
 class Producer:
     """What is known of one producer. Invariant: `places` are the last of its batches in `epoch`, consecutive, up to `last_sequence`."""
 
-    __slots__ = ("append_time", "epoch", "is_named", "last_sequence", "mark", "places")
+    __slots__ = ("append_time", "epoch", "is_named", "last_sequence", "mark", "places", "transaction")
 
     def __init__(
-        self, epoch: int, last_sequence: int, append_time: int, places: deque[Place], *, mark: int = 0, is_named: bool = False
+        self,
+        epoch: int,
+        last_sequence: int,
+        append_time: int,
+        places: deque[Place],
+        *,
+        mark: int = 0,
+        is_named: bool = False,
+        transaction: Begun = NEVER_BEGUN,
     ) -> None:
         self.epoch = epoch
         self.last_sequence = last_sequence
@@ -87,9 +99,19 @@ class Producer:
         self.places = places
         self.mark = mark
         self.is_named = is_named
+        self.transaction = transaction
+        """The highest that has written here."""
 
     def fork(self) -> "Producer":
-        return Producer(self.epoch, self.last_sequence, self.append_time, self.places.copy(), mark=self.mark, is_named=self.is_named)
+        return Producer(
+            self.epoch,
+            self.last_sequence,
+            self.append_time,
+            self.places.copy(),
+            mark=self.mark,
+            is_named=self.is_named,
+            transaction=self.transaction,
+        )
 
     def counts_at(self, at: int) -> bool:
         """Whether it has not expired when the log's time is `at`."""
@@ -97,21 +119,27 @@ class Producer:
 
     def add(self, place: Place, header: BatchHeader) -> None:
         """The next batch of its epoch."""
-        self._take_name(header)
+        self._take_name(header, place)
         self.last_sequence = place.sequence
         self.append_time = place.append_time
         self.places.append(place)
 
     def begin_epoch(self, place: Place, header: BatchHeader) -> "Producer":
-        """As it is after the first batch of another epoch of its own: the mark and the name stay."""
+        """As it is after the first batch of another epoch of its own: the mark, the name and the transaction stay."""
         begun = first_batch(place, header)
         begun.mark = max(begun.mark, self.mark)
         begun.is_named = begun.is_named or self.is_named
+        begun.transaction = max(begun.transaction, self.transaction)
         return begun
 
-    def _take_name(self, header: BatchHeader) -> None:
-        self.mark = max(self.mark, header.mark)
+    def _take_name(self, header: BatchHeader, place: Place) -> None:
+        if header.is_fenced:
+            return  # its mark is a token
         self.is_named = self.is_named or header.mark > 0 or header.is_control
+        if not header.is_transactional:
+            self.mark = max(self.mark, header.mark)
+        elif header.mark > self.transaction.number:
+            self.transaction = Begun(header.mark, place.base, place.append_time)
 
     def place_of(self, sequence: int) -> Place | None:
         back = self.last_sequence - sequence
@@ -124,7 +152,7 @@ class Producer:
 
 def first_batch(place: Place, header: BatchHeader) -> Producer:
     known = Producer(header.producer_epoch, place.sequence, place.append_time, deque((place,), DEDUP_BATCHES))
-    known._take_name(header)
+    known._take_name(header, place)
     return known
 
 
@@ -152,6 +180,8 @@ class IdempotenceTable:
         self.last_append_time = 0
         self._producers: OrderedDict[ProducerId, Producer] = OrderedDict()  # a dict would scan its holes to find the oldest
         self._named: OrderedDict[ProducerId, Producer] = OrderedDict()
+        self.ids = RecordIds()
+        self.fencing_token = 0
 
     @property
     def producers(self) -> int:
@@ -170,6 +200,12 @@ class IdempotenceTable:
         at = header.append_time
         if at > self.last_append_time:
             self.last_append_time = at
+        self.ids.expire(self.last_append_time)
+        if header.is_fenced:
+            self.fencing_token = max(self.fencing_token, header.mark)
+        if header.is_identified:
+            self.ids.add(StoredId(header.producer, header.base, at, header.mark))
+            return
         if header.producer == NO_PRODUCER:
             return
         place = Place(header.sequence, header.base, header.records, at)
@@ -190,15 +226,23 @@ class IdempotenceTable:
     def live(self, *, at: int) -> set[ProducerId]:
         return {name for name, known in self._entries() if known.counts_at(at)}
 
+    def transactions(self) -> Iterator[tuple[ProducerId, Begun]]:
+        """Of each producer the last transaction that has written here: of its own the only one that may be open."""
+        for name, known in self._named.items():
+            if known.transaction.number:
+                yield name, known.transaction
+
     def snapshot(self) -> TableSnapshot:
         """As a value, to be kept with checkpoints or given to another replica."""
         return TableSnapshot(
             self.position,
             self.last_append_time,
             tuple(
-                ProducerSnapshot(name, p.epoch, p.last_sequence, p.append_time, tuple(p.places), p.mark, p.is_named)
+                ProducerSnapshot(name, p.epoch, p.last_sequence, p.append_time, tuple(p.places), p.mark, p.is_named, p.transaction)
                 for name, p in sorted(self._entries(), key=lambda entry: entry[1].append_time)
             ),
+            self.ids.snapshot(),
+            self.fencing_token,
         )
 
     @classmethod
@@ -208,13 +252,17 @@ class IdempotenceTable:
         for p in snapshot.producers:
             entries = table._named if p.named else table._producers
             places = deque(p.places, DEDUP_BATCHES)
-            entries[p.producer] = Producer(p.epoch, p.last_sequence, p.append_time, places, mark=p.mark, is_named=p.named)
+            entries[p.producer] = Producer(
+                p.epoch, p.last_sequence, p.append_time, places, mark=p.mark, is_named=p.named, transaction=p.transaction
+            )
+        table.ids, table.fencing_token = RecordIds(snapshot.ids), snapshot.fencing_token
         return table
 
     def become(self, other: "IdempotenceTable") -> None:
         """Takes the place of what was here; `other` must not be used any more."""
         self.position, self.last_append_time = other.position, other.last_append_time
         self._producers, self._named = other._producers, other._named
+        self.ids, self.fencing_token = other.ids, other.fencing_token
 
     def _entries(self) -> Iterator[tuple[ProducerId, Producer]]:
         return chain(self._producers.items(), self._named.items())

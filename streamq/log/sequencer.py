@@ -15,13 +15,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from streamq.log.idempotence import Fenced, Gap, IdempotenceTable, Next, Place, Producer, Repeat, first_batch, judge
-from streamq.model.batches import BatchHeader
+from streamq.log.record_ids import RecordIds
+from streamq.model.batches import BatchHeader, fault_of_flags
 from streamq.model.errors import ProtocolError
 from streamq.model.ids import NO_PRODUCER, Member, PartitionId, ProducerId
-from streamq.model.limits import IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCERS_PER_PARTITION_MAX
+from streamq.model.limits import DEDUP_MS_DEFAULT, IDS_PER_PARTITION_MAX, IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCERS_PER_PARTITION_MAX
 from streamq.model.messages import StoredRun
 from streamq.model.quorum import high_watermark
 from streamq.model.registers import Segment
+from streamq.model.tables import StoredId
 
 __all__ = ["Acked", "Assigned", "Duplicate", "Phase", "Progress", "Refused", "Sequencer", "Waiting"]
 
@@ -37,6 +39,8 @@ class Assigned(msgspec.Struct, frozen=True):
     epoch: int
     base: int
     append_time: int
+    window_ms: int = 0
+    """Of a record with an id: for how long that counts."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -71,6 +75,8 @@ class Acked(NamedTuple):
     copies: int
     mark: int = 0
     """The highest of its producer with this batch, see `log.idempotence`."""
+    is_duplicate: bool = False
+    """Of a record with an id: one of the same id was on its way already."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -101,7 +107,7 @@ _WAITING: Final = Waiting()
 
 
 class _InFlight:
-    __slots__ = ("append_time", "base", "end", "mark", "producer", "tickets")
+    __slots__ = ("append_time", "base", "end", "is_identified", "mark", "producer", "tickets", "token")
 
     def __init__(self, base: int, end: int, append_time: int, producer: ProducerId, ticket: object) -> None:
         self.base = base
@@ -109,6 +115,8 @@ class _InFlight:
         self.append_time = append_time
         self.producer = producer
         self.mark = 0
+        self.is_identified = False
+        self.token = 0
         self.tickets = [ticket]
 
 
@@ -116,7 +124,7 @@ class Sequencer:
     """Invariants: what is in flight covers `[high_watermark, next_offset)` batch by batch; the high watermark never falls; no local tail is
     past `next_offset`; append times never fall."""
 
-    def __init__(self, *, partition: PartitionId, segment: Segment, table: IdempotenceTable) -> None:
+    def __init__(self, *, partition: PartitionId, segment: Segment, table: IdempotenceTable, dedup_ms: int = DEDUP_MS_DEFAULT) -> None:
         """For the open `segment` that this broker opened in this very start (P-8). `table` is its own replica's, folded to `segment.base`
         (`Replica.is_complete`, P-34); it is read, never changed."""
         assert segment.is_open
@@ -136,6 +144,12 @@ class Sequencer:
         self._by_base: dict[int, _InFlight] = {}
         self._overlay: dict[ProducerId, Producer] = {}
         self._flying: dict[ProducerId, int] = {}
+        self.dedup_ms = dedup_ms
+        """For how long ids of records count from now on; 0: records with new ids are refused."""
+        self._ids = RecordIds()
+        """Assigned here, and not in the table yet."""
+        self._token = self._token_committed = table.fencing_token
+        """The highest assigned, and the highest below the high watermark."""
 
     @property
     def in_flight(self) -> int:
@@ -165,8 +179,14 @@ class Sequencer:
         if header.partition != self.partition or header.records > OFFSET_MAX - self.next_offset:
             return Refused("bad_request", "the batch is not one of this partition, or the partition is full")
         at = max(now_ms, self.last_append_time)
-        producer = header.producer
-        if producer != NO_PRODUCER:
+        if header.flags and (fault := fault_of_flags(header)):
+            return Refused("bad_request", fault)
+        is_identified, is_fenced = header.is_identified, header.is_fenced
+        producer = NO_PRODUCER if is_identified else header.producer
+        if is_identified:
+            if answer := self._on_identified(header, ticket, at):
+                return answer
+        elif producer != NO_PRODUCER:
             known = self._known(producer, at)
             verdict = judge(known, epoch=header.producer_epoch, sequence=header.sequence)
             if type(verdict) is not Next:
@@ -175,6 +195,8 @@ class Sequencer:
                 return refusal
         if len(self._in_flight) >= BATCHES_IN_FLIGHT_MAX:
             return Refused("busy", f"{BATCHES_IN_FLIGHT_MAX} batches of this partition are in flight")
+        if is_fenced and header.mark < self._token:
+            return self._below_token(header.mark)
         if header.is_conditional and header.base != self.next_offset:
             return self._not_expected(header.base)
         base = self.next_offset
@@ -183,21 +205,50 @@ class Sequencer:
         flight = _InFlight(base, end, at, producer, ticket)
         self._in_flight.append(flight)
         self._by_base[base] = flight
+        if is_fenced:
+            self._token = flight.token = header.mark
+        if is_identified:
+            flight.is_identified = True
+            self._ids.add(StoredId(header.producer, base, at, self.dedup_ms))
+            return Assigned(self.epoch, base, at, self.dedup_ms)
         if producer != NO_PRODUCER:
             flight.mark = self._note(header, known, Place(header.sequence, base, header.records, at)).mark
         return Assigned(self.epoch, base, at)
+
+    def _on_identified(self, header: BatchHeader, ticket: object, at: int) -> Waiting | Duplicate | Refused | None:
+        """None for a record whose id is new here. A setting that was altered changes nothing about ids that are known."""
+        self._ids.forget_below(self._table.position)
+        stored = self._ids.get(header.producer, at=at) or self._table.ids.get(header.producer, at=at)
+        if stored is not None:
+            return self._repeated(Place(0, stored.base, 1, stored.append_time), 0, ticket)
+        if not self.dedup_ms:
+            return Refused("bad_request", "this topic takes no records with ids: `streamq topic alter TOPIC --dedup-window 10m`")
+        if len(self._ids) + len(self._table.ids) >= IDS_PER_PARTITION_MAX:
+            count = len(self._ids) + self._table.ids.count_at(at)
+            if count >= IDS_PER_PARTITION_MAX:
+                return Refused("limit_reached", f"this partition remembers {count} ids of records; a shorter window needs fewer of them")
+        return None
+
+    def _below_token(self, token: int) -> Refused:
+        """What was stored with a higher one stays, here and at every sequencer that follows: whoever has this batch had it before that, so
+        its repeat was recognised. What is in flight may be void, as in `_not_expected`."""
+        if token < self._token_committed:
+            return Refused("fenced", f"fencing token {token} was followed by {self._token_committed}")
+        return Refused("conflict", f"whether fencing token {token} was followed by {self._token} is not decided yet")
 
     def _not_expected(self, expected: int) -> Refused:
         """A batch that is new here, and wants another offset than the next. (A repeat of one that is stored was recognised before.)
 
         What is below the high watermark is there for ever, and so is the refusal. What is in flight may yet be void: a refusal for its sake
         would be one for nothing, so the producer is to ask again until that is decided. An offset past the next one may exist at a
-        sequencer that has deposed this one.
+        sequencer that has deposed this one, and does not stay past it: another copy of the batch that comes later may be stored.
         """
         if self.high_watermark <= expected < self.next_offset:
             return Refused("conflict", f"whether offset {expected} is free is not decided yet")
         message = f"offset {expected} was expected to be the next, and {self.next_offset} is"
-        return Refused("precondition_failed", message, is_doubtful=expected > self.next_offset)
+        if expected > self.next_offset:
+            return Refused("past_the_end", message, is_doubtful=True)
+        return Refused("precondition_failed", message)
 
     def _known(self, producer: ProducerId, at: int) -> Producer | None:
         own = self._overlay.get(producer)
@@ -213,16 +264,18 @@ class Sequencer:
             return Refused("sequence_gap", message, is_doubtful=True)
         assert type(verdict) is Repeat
         assert known is not None
-        place = verdict.place
-        if place is None:
+        if verdict.place is None:
             return Duplicate(None, 0, self._write, known.mark)
+        return self._repeated(verdict.place, known.mark, ticket)
+
+    def _repeated(self, place: Place, mark: int, ticket: object) -> Waiting | Duplicate | Refused:
         flight = self._by_base.get(place.base) if place.base >= self.high_watermark else None
         if flight is None:
             end = place.base + place.records
             copies = self._copies(end) if place.base >= self.segment.base else self._write
-            return Duplicate(place.base, place.append_time, copies, known.mark)
+            return Duplicate(place.base, place.append_time, copies, mark)
         if len(flight.tickets) >= TICKETS_PER_BATCH_MAX:
-            return Refused("busy", f"{TICKETS_PER_BATCH_MAX} repeats of sequence {header.sequence} wait for it already")
+            return Refused("busy", f"{TICKETS_PER_BATCH_MAX} repeats of the batch at {place.base} wait for it already")
         flight.tickets.append(ticket)  # P-35: answered once it is below the high watermark
         return _WAITING
 
@@ -292,7 +345,9 @@ class Sequencer:
         while in_flight and in_flight[0].end <= mark:
             flight = in_flight.popleft()
             del self._by_base[flight.base]
-            acks += [Acked(ticket, flight.base, flight.append_time, copies, flight.mark) for ticket in flight.tickets]
+            place = (flight.base, flight.append_time, copies, flight.mark)
+            acks += [Acked(ticket, *place, flight.is_identified and i > 0) for i, ticket in enumerate(flight.tickets)]
+            self._token_committed = max(self._token_committed, flight.token)
             left = self._flying.get(flight.producer, 1) - 1
             if left:
                 self._flying[flight.producer] = left

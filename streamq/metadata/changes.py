@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from streamq.metadata.transactions import abort_next
 from streamq.model.errors import AlreadyExistsError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Incarnation, Member, PartitionId, ProducerId
 from streamq.model.limits import CHAIN_SEGMENTS_MAX, PRODUCER_EPOCH_MAX
@@ -134,6 +135,7 @@ def take_settings(topic: TopicRegister, index: int) -> Change[PartitionRegister]
             retention_bytes=topic.retention_bytes,
             retention_ms=topic.retention_ms,
             settings=topic.settings,
+            dedup_ms=topic.dedup_ms,
         )
 
     return change
@@ -237,21 +239,25 @@ def _unknown_topic(name: str) -> NotFoundError:
 # --- named producers -------------------------------------------------------------------------------------------------------
 
 
-def open_producer(name: str, *, fresh: ProducerId, attempt: bytes) -> Change[ProducerRegister]:
+def open_producer(name: str, *, fresh: ProducerId, attempt: bytes, timeout_ms: int = 0) -> Change[ProducerRegister]:
     """Raises the epoch by one, once for each attempt as long as nobody else has opened since. `fresh` is the id if this is the first time.
 
     Each epoch belongs to one attempt. An attempt that is applied again after another's gets a second epoch, above the other's, and uses
     that one: its first is never told to anybody. Raises limit_reached.
+
+    `timeout_ms` is how old its transactions may become, 0 if it has none. The next one of an instance before is aborted in this very
+    change, if there ever were any (`metadata.transactions`, 3). Raises TooManyAbortedError.
     """
 
     def change(current: ProducerRegister | None) -> ProducerRegister:
         if current is None:
-            return ProducerRegister(fresh, 1, attempt)
+            return ProducerRegister(fresh, 1, attempt, timeout_ms)
         if current.attempt == attempt:
             return current
         if current.epoch >= PRODUCER_EPOCH_MAX:
             raise RefusedError(f"producer {name!r} was opened {current.epoch} times, the most there may be", code="limit_reached")
-        return ProducerRegister(current.id, current.epoch + 1, attempt)
+        opened = abort_next(current) if current.is_transactional else current
+        return msgspec.structs.replace(opened, epoch=opened.epoch + 1, attempt=attempt, timeout_ms=timeout_ms or opened.timeout_ms)
 
     return change
 

@@ -20,6 +20,7 @@ __all__ = [
     "ProtocolError",
     "RefusedError",
     "StreamqError",
+    "TransactionAbortedError",
     "UnavailableError",
     "UnknownOutcomeError",
     "error_of",
@@ -91,7 +92,7 @@ class UnknownOutcomeError(StreamqError):
 
 
 class FencedError(StreamqError):
-    """A newer producer of the same id has taken this one's place (P-35). Nothing was stored."""
+    """A newer producer of the same id has taken this one's place (P-35), or an append with a higher token is stored. Nothing was stored."""
 
     exit_code = 7
 
@@ -102,6 +103,15 @@ class GroupLostError(StreamqError):
     exit_code = 7
 
     def __init__(self, message: str, *, code: str = "group_lost", hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
+
+
+class TransactionAbortedError(StreamqError):
+    """The transaction was aborted before it could be committed. Nothing of it is ever read, none of its positions counts: do it again."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, code: str = "transaction_aborted", hint: str = "") -> None:
         super().__init__(message, code=code, hint=hint)
 
 
@@ -186,10 +196,12 @@ CODES: Final[dict[str, type[StreamqError]]] = {
     # others
     "fenced": FencedError,
     "group_lost": GroupLostError,
+    "transaction_aborted": TransactionAbortedError,
     "handler_failed": HandlerError,
     "group_in_use": AlreadyExistsError,
     "topic_exists": AlreadyExistsError,
     "precondition_failed": AlreadyExistsError,
+    "past_the_end": AlreadyExistsError,
     "wrong_directory": AlreadyExistsError,
     "wrong_cluster": AlreadyExistsError,
     "offset_trimmed": OffsetError,

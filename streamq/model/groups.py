@@ -10,6 +10,7 @@ import msgspec
 
 from streamq.model.fields import U63, Id16, Identity, Name
 from streamq.model.limits import GROUP_MEMBERS_MAX, GROUP_PARTITIONS_MAX, GROUP_TOPICS_MAX, NAME_FRAME_BYTES_MAX
+from streamq.model.transactions import Transaction
 
 __all__ = [
     "NOBODY",
@@ -20,6 +21,7 @@ __all__ = [
     "GroupTopic",
     "Held",
     "HeldTopic",
+    "Pending",
     "Subscription",
     "group_key",
     "held_by",
@@ -41,16 +43,30 @@ class GroupMember(msgspec.Struct, frozen=True, array_like=True, gc=False):
     session_ms: U63
 
 
+class Pending(NamedTuple):
+    """A position that counts if this transaction is committed."""
+
+    producer: Id16
+    number: U63
+    position: U63
+
+    @property
+    def transaction(self) -> Transaction:
+        return Transaction(self.producer, self.number)
+
+
 class GroupPartition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One partition in a group. `holder` alone may commit; while it is not `target` it is to finish what it has in hand and let go.
 
     `since` is the generation in which the holder got it. `position` is the next offset to be handled, None before the first commit.
+    Nobody else gets the partition while a position is `pending`: it would not know where to begin.
     """
 
     holder: U63 = NOBODY
     target: U63 = NOBODY
     since: U63 = 0
     position: U63 | None = None
+    pending: Pending | None = None
 
 
 class GroupTopic(msgspec.Struct, frozen=True, array_like=True):

@@ -11,15 +11,21 @@ __all__ = [
     "COPY_BYTES_MAX",
     "CREDIT_BYTES_MAX",
     "DEDUP_BATCHES",
+    "DEDUP_MS_DEFAULT",
+    "DEDUP_MS_MAX",
+    "DEDUP_MS_MIN",
     "FRAME_HEADER_BYTES_MAX",
     "FRAME_PAYLOAD_BYTES_MAX",
     "GROUP_MEMBERS_MAX",
     "GROUP_NAMES_BYTES_MAX",
     "GROUP_PARTITIONS_MAX",
+    "GROUP_PARTITION_BYTES_MAX",
+    "GROUP_PENDING_MAX",
     "GROUP_SESSION_MS_MAX",
     "GROUP_SESSION_MS_MIN",
     "GROUP_TOPICS_MAX",
     "HEADERS_PER_RECORD_MAX",
+    "IDS_PER_PARTITION_MAX",
     "IN_FLIGHT_BATCHES_MAX",
     "IN_FLIGHT_BYTES_MAX",
     "KEY_CHARS_MAX",
@@ -34,14 +40,18 @@ __all__ = [
     "PRODUCER_EPOCH_MAX",
     "PRODUCER_EXPIRY_MS",
     "RECORD_BYTES_MAX",
+    "RECORD_ID_BYTES_MAX",
     "REGISTER_BYTES_MAX",
     "REPLICAS_MAX",
     "REQUESTS_PER_CONNECTION_MAX",
     "RETENTION_BYTES_MIN",
     "RETENTION_MS_MIN",
     "SUBSCRIPTIONS_PER_CONNECTION_MAX",
+    "TABLE_PAGE_IDS_MAX",
     "TABLE_PAGE_PRODUCERS_MAX",
     "TOPICS_MAX",
+    "TRANSACTION_MS_MAX",
+    "TRANSACTION_MS_MIN",
 ]
 
 KiB: Final = 1 << 10
@@ -78,16 +88,23 @@ GROUP_PARTITIONS_MAX: Final = 20_000
 """Of all topics of a group together: they and their positions lie in one register."""
 GROUP_SESSION_MS_MIN: Final = 1_000
 GROUP_SESSION_MS_MAX: Final = 30 * 60 * 1_000
-GROUP_PARTITION_BYTES_MAX: Final = 38
-"""A partition in a group's register, encoded."""
+GROUP_PARTITION_BYTES_MAX: Final = 39
+"""A partition in a group's register, encoded, without a pending position."""
+GROUP_PENDING_MAX: Final = 5_000
+"""Positions of a group that wait for their transactions."""
+GROUP_PENDING_BYTES_MAX: Final = 38
 GROUP_TOPIC_BYTES_MAX: Final = 26
 """A topic in a group's register, encoded, without its name and partitions; it has at least one of these."""
 GROUP_MEMBER_BYTES_MAX: Final = 64
 """A member in a group's register, encoded, without names."""
 NAME_FRAME_BYTES_MAX: Final = 3
 """What a name has beside its bytes, encoded."""
-GROUP_NAMES_BYTES_MAX: Final = 600 * KiB
+GROUP_NAMES_BYTES_MAX: Final = 480 * KiB
 """Of the names in a group's register together, encoded: of its topics, and of each member's, which names those that it subscribes to."""
+
+TRANSACTION_MS_MIN: Final = 100
+TRANSACTION_MS_MAX: Final = 60 * 60 * 1_000
+"""How old a producer may have its transactions become."""
 
 CONNECTIONS_MAX: Final = 2_000
 REQUESTS_PER_CONNECTION_MAX: Final = 1_024
@@ -118,6 +135,19 @@ TABLE_PAGE_PRODUCERS_MAX: Final = 250
 PLACE_BYTES_MAX: Final = 37
 """A batch's place in a table, encoded: four numbers and their frame."""
 
+RECORD_ID_BYTES_MAX: Final = 1_024
+DEDUP_MS_DEFAULT: Final = 10 * 60 * 1000
+"""How long a topic remembers the ids of records, unless it was told otherwise."""
+DEDUP_MS_MIN: Final = 60 * 1000
+"""Longer than a producer goes on sending a record unless it is told otherwise: its own retries come within the window."""
+DEDUP_MS_MAX: Final = 7 * 24 * 3600 * 1000
+IDS_PER_PARTITION_MAX: Final = 100_000
+"""Record ids that a partition remembers at a time."""
+TABLE_PAGE_IDS_MAX: Final = 5_000
+"""Of an idempotence table, in one answer to `ReadTable`: checked in a few milliseconds."""
+STORED_ID_BYTES_MAX: Final = 46
+"""A record's id in a table, encoded: its hash, three numbers and their frame."""
+
 RETENTION_BYTES_MIN: Final = 1 * MiB
 RETENTION_MS_MIN: Final = 1_000
 """Files are closed and removed whole, a few for each span of retention: less than this would be nothing but files."""
@@ -127,10 +157,13 @@ assert BATCH_RAW_BYTES_MAX < BATCH_PAYLOAD_BYTES_MAX < FRAME_PAYLOAD_BYTES_MAX
 assert NAME_CHARS_MAX + len(f"partition//{PARTITIONS_PER_TOPIC_MAX}") <= KEY_CHARS_MAX
 assert REGISTER_BYTES_MAX * 2 <= FRAME_HEADER_BYTES_MAX
 assert IN_FLIGHT_BATCHES_MAX <= DEDUP_BATCHES
-assert TABLE_PAGE_PRODUCERS_MAX * (DEDUP_BATCHES * PLACE_BYTES_MAX + 64) < FRAME_HEADER_BYTES_MAX
-assert GROUP_PARTITIONS_MAX * GROUP_PARTITION_BYTES_MAX < REGISTER_BYTES_MAX / 2
+assert (
+    TABLE_PAGE_PRODUCERS_MAX * (DEDUP_BATCHES * PLACE_BYTES_MAX + 128) + TABLE_PAGE_IDS_MAX * STORED_ID_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+)
+assert DEDUP_MS_MIN <= DEDUP_MS_DEFAULT <= DEDUP_MS_MAX
 assert (
     GROUP_PARTITIONS_MAX * (GROUP_PARTITION_BYTES_MAX + GROUP_TOPIC_BYTES_MAX)
+    + GROUP_PENDING_MAX * GROUP_PENDING_BYTES_MAX
     + GROUP_MEMBERS_MAX * GROUP_MEMBER_BYTES_MAX
     + GROUP_NAMES_BYTES_MAX
     + 2 * KEY_CHARS_MAX * 4

@@ -19,11 +19,13 @@ from streamq.model.limits import (
     OFFSET_MAX,
     PARTITIONS_PER_TOPIC_MAX,
     PLACES_PER_REQUEST_MAX,
+    TABLE_PAGE_IDS_MAX,
     TABLE_PAGE_PRODUCERS_MAX,
 )
 from streamq.model.metrics import NamedHistograms, NamedNumbers
 from streamq.model.registers import BrokerRegister, Durability, PartitionRegister, Segment, TopicRegister, Voters
-from streamq.model.tables import ProducerSnapshot
+from streamq.model.tables import ProducerSnapshot, StoredId
+from streamq.model.transactions import ABORTED_BLOCK, Transaction
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +129,8 @@ class CreateTopic(Message, frozen=True, tag=12):
     retention_bytes: U63 | None = None
     """Per partition, compressed, on one replica; None: for ever."""
     retention_ms: U63 | None = None
+    dedup_ms: U63 | None = None
+    """For how long the ids of records count; None: `DEDUP_MS_DEFAULT`, zero: records with ids are refused."""
 
 
 class TopicCreated(Message, frozen=True, tag=13):
@@ -216,6 +220,8 @@ class AlterTopic(Message, frozen=True, tag=132):
     """Have each partition begin a new epoch for its quorums, where all its replicas are up."""
     dry_run: bool = False
     """Only say what would come of it."""
+    dedup_ms: U63 | None = None
+    """None leaves it as it is."""
 
 
 class TopicAltered(Message, frozen=True, tag=133):
@@ -260,6 +266,8 @@ class Ack(NamedTuple):
     durable: bool
     mark: U63 = 0
     """The highest mark that the batch's producer has in this partition up to it; in answer to a repeat perhaps of what followed it."""
+    is_duplicate: bool = False
+    """Of a record with an id: one of the same id was there, or on its way, and this one is not stored."""
 
 
 class Nack(NamedTuple):
@@ -498,7 +506,7 @@ class ReadTable(Message, frozen=True, tag=74):
     """Asks a replica for its idempotence table (P-34), in pages. Answered by `Table`.
 
     The first page is asked for with `position` and `first` zero. The others name the position of the table that the first was of, and how
-    many producers came already; if the replica does not keep that table any more the answer is `Failure` (`conflict`): begin anew.
+    many producers and ids came already; if the replica does not keep that table any more the answer is `Failure` (`conflict`): begin anew.
     """
 
     partition: Id16
@@ -507,12 +515,14 @@ class ReadTable(Message, frozen=True, tag=74):
 
 
 class Table(Message, frozen=True, tag=75):
-    """At most `TABLE_PAGE_PRODUCERS_MAX` producers of the table at `position`; `more` follow."""
+    """At most `TABLE_PAGE_PRODUCERS_MAX` producers, and `TABLE_PAGE_IDS_MAX` ids, of the table at `position`; `more` follow."""
 
     position: U63
     last_append_time: U63
     producers: Annotated[tuple[ProducerSnapshot, ...], msgspec.Meta(max_length=TABLE_PAGE_PRODUCERS_MAX)]
     more: bool
+    ids: Annotated[tuple[StoredId, ...], msgspec.Meta(max_length=TABLE_PAGE_IDS_MAX)] = ()
+    fencing_token: U63 = 0
 
 
 class KeepTable(Message, frozen=True, tag=136):
@@ -528,16 +538,82 @@ class OpenProducer(Message, frozen=True, tag=120):
     """Raises the epoch of the producer with this name (P-33); the first time gives it its id. Answered by `ProducerOpened`.
 
     `attempt` is random, one for each opening: asked again with the same, to any broker, it opens once, as long as nobody else has opened
-    since, and then once more.
+    since, and then once more. An open transaction of its former self is aborted by it.
     """
 
     name: Name
     attempt: Identity
+    transaction_ms: U63 = 0
+    """How old its transactions may become, 0 if it will have none."""
 
 
 class ProducerOpened(Message, frozen=True, tag=121):
     producer: Id16
     epoch: U63
+    decided: U63 = 0
+    """The number of its last transaction; the next has the one after it."""
+
+
+# --- transactions ------------------------------------------------------------------------------------------------------------
+
+
+class EndTransaction(Message, frozen=True, tag=140):
+    """Commits or aborts the transaction `number` of the named producer that was opened with `epoch`, if it is open. To any broker; it may
+    be asked again. Answered by `TransactionEnded`."""
+
+    name: Name
+    epoch: U63
+    number: U63
+    commits: bool
+
+
+class TransactionEnded(Message, frozen=True, tag=141):
+    """How it ended, now or before."""
+
+    committed: bool
+
+
+class ReadOutcomes(Message, frozen=True, tag=142):
+    """What became of a transaction of which a batch was read: answered by `OutcomesRead` as soon as it is decided, at the latest after
+    `wait_ms`. `began_ms` is the append time of that batch: if it is older than transactions of its producer become, it is aborted."""
+
+    transaction: Transaction
+    began_ms: U63
+    wait_ms: U63
+
+
+class OutcomesRead(Message, frozen=True, tag=143):
+    """Of the numbers from `first` to `decided` those in `aborted` are aborted, the others committed, for ever. Those above may be open."""
+
+    first: U63
+    decided: U63
+    aborted: Annotated[tuple[U63, ...], msgspec.Meta(max_length=ABORTED_BLOCK)]
+
+
+class ReadStable(Message, frozen=True, tag=144):
+    """The last stable offset of a partition, by a quorum read of the tip. To any broker. Answered by `StableRead`."""
+
+    topic: Name
+    index: U63
+
+
+class StableRead(Message, frozen=True, tag=145):
+    """Below `offset` every transaction is decided, and `tip` was the high watermark. `transaction` is the open one that begins at the
+    offset, of the producer `name`, at `began_ms`; None if there is none, and then the two offsets are equal."""
+
+    offset: U63
+    tip: U63
+    start_offset: U63 = 0
+    transaction: Transaction | None = None
+    name: Name = ""
+    began_ms: U63 = 0
+
+
+class ReadStableHere(Message, frozen=True, tag=146):
+    """To a replica: the same, of the log below `tip`, a high watermark. Answered by `StableRead`."""
+
+    partition: Id16
+    tip: U63
 
 
 # --- brokers: registers (CASPaxos) -----------------------------------------------------------------------------------------
@@ -673,6 +749,8 @@ class CommitPositions(Message, frozen=True, tag=103):
     group: Name
     token: Id16
     entries: Entries
+    transaction: Transaction | None = None
+    """The positions count if, and when, it is committed."""
 
 
 class Committed(Message, frozen=True, tag=104):
@@ -736,6 +814,7 @@ AnyMessage = (
     | Store | Stored | Seal | Sealed | Repair | Repaired | Open | Opened | Tip | TipAnswer | Copy | Copied | TakeOver | TakenOver
     | ReadTable | Table | KeepTable
     | OpenProducer | ProducerOpened
+    | EndTransaction | TransactionEnded | ReadOutcomes | OutcomesRead | ReadStable | StableRead | ReadStableHere
     | Prepare | Promise | Accept | Accepted | ReadAccepted | ListKeys | Keys | ReadVoters | VotersView | AdoptVoters | VotersReady | Rejoin
     | JoinGroup | GroupView | Attend | CommitPositions | Committed | LeaveGroup | ListGroups | Groups | ReadGroup | GroupRead
     | PlaceGroup | DeleteGroup

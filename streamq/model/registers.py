@@ -6,6 +6,7 @@ import msgspec
 
 from streamq.model.fields import U63, Copies, Epoch, Id16, Identity, Name, Port
 from streamq.model.ids import Member
+from streamq.model.limits import DEDUP_MS_DEFAULT
 from streamq.model.quorum import Quorum
 
 __all__ = [
@@ -76,6 +77,8 @@ class PartitionRegister(msgspec.Struct, frozen=True, array_like=True):
     """By append times; None: kept for ever."""
     settings: U63 = 0
     """Which of the topic's settings these are: `TopicRegister.settings`."""
+    dedup_ms: U63 = DEDUP_MS_DEFAULT
+    """For how long the ids of records count; zero: records with ids are refused."""
 
     @property
     def last(self) -> Segment:
@@ -120,6 +123,7 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
     retention_ms: U63 | None = None
     settings: U63 = 0
     """How often its settings were altered."""
+    dedup_ms: U63 = DEDUP_MS_DEFAULT
 
     def fault(self) -> str | None:
         """Why its numbers cannot be those of a topic; None when they can."""
@@ -127,11 +131,24 @@ class TopicRegister(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProducerRegister(msgspec.Struct, frozen=True, array_like=True):
-    """`producer/<name>`: the id that a named producer keeps, how often it was opened, and by which attempt last (P-33, P-5)."""
+    """`producer/<name>`: the id that a named producer keeps, how often it was opened, and by which attempt last (P-33, P-5).
+
+    Of its transactions those up to `decided` are decided: committed, but for the `aborted` ones and, up to `moved`, those that are in the
+    registers of their blocks (`model.transactions`).
+    """
 
     id: Id16
     epoch: U63
     attempt: Identity
+    timeout_ms: U63 = 0
+    """How old a transaction may become; 0: it was never opened for transactions."""
+    decided: U63 = 0
+    aborted: tuple[U63, ...] = ()
+    moved: U63 = 0
+
+    @property
+    def is_transactional(self) -> bool:
+        return self.timeout_ms > 0
 
 
 class BrokerRegister(msgspec.Struct, frozen=True, array_like=True):

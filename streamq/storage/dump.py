@@ -79,7 +79,8 @@ def _dump_log_file(directory: Directory, run: RunRow, file: LogFile) -> Iterator
                        "bytes": header.size, "raw_bytes": header.raw_bytes,
                        "compression": "zstd" if header.compression == COMPRESSION_ZSTD else "none",
                        "first_time": header.first_timestamp, "max_time": header.max_timestamp, "append_time": header.append_time,
-                       "control": header.is_control or None, "mark": header.mark or None,
+                       "control": header.is_control or None, "identified": header.is_identified or None,
+                       "fenced": header.is_fenced or None, "mark": header.mark or None,
                        "producer": header.producer.hex(), "producer_epoch": header.producer_epoch, "sequence": header.sequence}  # fmt: skip
     finally:
         directory.ops.close(fd)

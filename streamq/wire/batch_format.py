@@ -14,7 +14,15 @@ from typing import Final
 import google_crc32c
 import msgspec
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_ZSTD, FLAG_CONDITIONAL, FLAG_CONTROL, FORMAT_MSGPACK, Batch, BatchHeader
+from streamq.model.batches import (
+    BATCH_HEADER_BYTES,
+    COMPRESSION_ZSTD,
+    FLAG_CONDITIONAL,
+    FORMAT_MSGPACK,
+    Batch,
+    BatchHeader,
+    fault_of_flags,
+)
 from streamq.model.errors import RefusedError
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX, OFFSET_MAX
 
@@ -49,12 +57,14 @@ def encode_batch(header: BatchHeader, payload: bytes) -> Batch:
     return Batch(header, encode_header(header), payload)
 
 
-def stamp(batch: Batch, *, epoch: int, base: int, append_time: int) -> Batch:
-    """The batch with the place that a sequencer has given it; the payload is shared, not copied."""
+def stamp(batch: Batch, *, epoch: int, base: int, append_time: int, window_ms: int = 0) -> Batch:
+    """The batch with the place that a sequencer has given it; the payload is shared, not copied. `window_ms` is for how long its record's
+    id counts."""
     h = batch.header
     header = BatchHeader(
         h.partition, h.records, h.payload_bytes, h.raw_bytes, h.payload_crc, h.producer, h.producer_epoch, h.sequence,
-        h.first_timestamp, h.max_timestamp, epoch, base, append_time, h.record_format, h.compression, h.flags & ~FLAG_CONDITIONAL, h.mark,
+        h.first_timestamp, h.max_timestamp, epoch, base, append_time, h.record_format, h.compression, h.flags & ~FLAG_CONDITIONAL,
+        window_ms or h.mark,
     )  # fmt: skip
     return Batch(header, encode_header(header), batch.payload)
 
@@ -72,22 +82,23 @@ def decode_header(head: bytes) -> BatchHeader:
         record_format, compression, flags, records, payload_bytes, raw_bytes, payload_crc, zero1,
         partition, producer, producer_epoch, zero2, sequence, mark, first_timestamp, max_timestamp, epoch, base, append_time,
     ) = _body.unpack_from(head, _head.size)  # fmt: skip
-    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or flags & ~(FLAG_CONTROL | FLAG_CONDITIONAL) or zero1 or zero2:
-        raise BadBatchError(f"record format {record_format}, compression {compression}, flags {flags} are not known here")
+    if record_format != FORMAT_MSGPACK or compression > COMPRESSION_ZSTD or zero1 or zero2:
+        raise BadBatchError(f"record format {record_format}, compression {compression} are not known here")
     if not 1 <= records <= BATCH_RECORDS_MAX:
         raise BadBatchError(f"a batch has 1 to {BATCH_RECORDS_MAX} records, not {records}")
     if payload_bytes > BATCH_PAYLOAD_BYTES_MAX or raw_bytes > BATCH_RAW_BYTES_MAX:
         raise BadBatchError(
             f"a batch of {payload_bytes} bytes ({raw_bytes} raw); at most {BATCH_PAYLOAD_BYTES_MAX} ({BATCH_RAW_BYTES_MAX})"
         )
-    if flags & FLAG_CONTROL and records != 1:
-        raise BadBatchError(f"a control batch has one record, not {records}")
     if base > OFFSET_MAX - records or max(epoch, sequence, mark) > OFFSET_MAX or min(first_timestamp, max_timestamp, append_time) < 0:
         raise BadBatchError("a batch header has a number out of range")
-    return BatchHeader(
+    header = BatchHeader(
         partition, records, payload_bytes, raw_bytes, payload_crc, producer, producer_epoch, sequence,
         first_timestamp, max_timestamp, epoch, base, append_time, record_format, compression, flags, mark,
     )  # fmt: skip
+    if flags and (fault := fault_of_flags(header)):
+        raise BadBatchError(fault)
+    return header
 
 
 def payload_is_whole(header: BatchHeader, payload: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Appends that want an offset: stored there or nowhere, whoever sequences, and however often they are sent."""
+"""Appends on a condition, an offset or a fencing token: stored so or nowhere, whoever sequences, and however often they are sent."""
 
 import random
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from streamq.model.errors import AlreadyExistsError, RefusedError
+from streamq.model.errors import AlreadyExistsError, FencedError, RefusedError
 from streamq.model.messages import CreateTopic, TopicCreated
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer
@@ -81,6 +81,60 @@ async def test_two_writers_never_both_get_an_offset_and_nothing_is_lost_while_br
         assert all(value.endswith(f"after {at}".encode()) for at, value in written.items())
 
 
+async def test_a_lower_fencing_token_is_refused_from_the_first_append_of_a_higher_one_on() -> None:
+    """Whoever sequences; also together with an offset. What comes without a token is not looked at."""
+    async with with_topic() as (running, producer):
+        assert (await producer.append("t", 0, [b"a"], fencing_token=0)).offset == 0
+        assert (await producer.append("t", 0, [b"b"], fencing_token=5)).offset == 1
+        assert (await producer.append("t", 0, [b"c", b"d"], fencing_token=5, expected_offset=2)).offset == 2
+        for broker in ("b1", "b2", "b3"):
+            await running.kill(broker)
+            for arguments in ({}, {"expected_offset": 4}, {"expected_offset": 99}):
+                with pytest.raises(FencedError, match="4 was followed by 5"):
+                    await producer.append("t", 0, [b"no"], fencing_token=4, **arguments)
+            await running.start(broker)
+        with pytest.raises(AlreadyExistsError):
+            await producer.append("t", 0, [b"no"], fencing_token=6, expected_offset=3)
+        assert (await producer.append("t", 0, [b"e"], fencing_token=5)).offset == 4, "an append that is refused raises nothing"
+        assert (await producer.send("t", b"f")).offset == 5
+        assert await values(running) == [b"a", b"b", b"c", b"d", b"e", b"f"]
+
+
+async def test_of_writers_that_follow_each_other_none_stores_anything_behind_a_later_one() -> None:
+    """Each gets a higher token than the one before, which does not know; brokers die meanwhile. Refused is certainly not stored."""
+    async with with_topic() as (running, _):
+        rng, acked, refused = random.Random(5), set[bytes](), set[bytes]()
+
+        async def write(token: int) -> None:
+            async with Producer(running.bootstrap) as producer:
+                for count in range(1_000):
+                    value = b"%d %d" % (token, count)
+                    try:
+                        await producer.append("t", 0, [value], fencing_token=token)
+                    except FencedError:
+                        refused.add(value)
+                        return
+                    acked.add(value)
+                    if token == 4 and count == 20:
+                        return
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for token in range(1, 5):
+                    nursery.start_soon(write, token)
+                    await trio.sleep(0.05)
+                    broker = rng.choice(list(running.brokers))
+                    await running.kill(broker)
+                    await trio.sleep(0.05)
+                    await running.start(broker)
+        stored = await values(running)
+        assert set(stored) == acked
+        assert len(stored) == len(acked)
+        assert len(refused) == 3
+        tokens = [int(value.split()[0]) for value in stored if value is not None]
+        assert tokens == sorted(tokens)
+
+
 async def test_a_retry_finds_its_own_batch() -> None:
     """The ack is lost with the broker; what was stored is not taken for somebody else's."""
     for _ in range(3):
@@ -95,7 +149,14 @@ async def test_a_retry_finds_its_own_batch() -> None:
 
 
 async def test_what_makes_no_sense_is_refused() -> None:
-    bad: list[dict[str, object]] = [{"values": []}, {"values": [b"x"], "expected_offset": -1}, {"values": [b"x" * (1 << 20)] * 2}]
+    bad: list[dict[str, object]] = [
+        {"values": []},
+        {"values": [b"x"], "expected_offset": -1},
+        {"values": [b"x"], "fencing_token": -1},
+        {"values": [b"x"], "fencing_token": 1 << 63},
+        {"values": [b"x"], "expected_offset": None},
+        {"values": [b"x" * (1 << 20)] * 2},
+    ]
     async with cluster(1) as running:
         async with Producer(running.bootstrap) as producer:
             for arguments in bad:

@@ -13,7 +13,7 @@ from streamq.broker.node import Node
 from streamq.broker.retention import Trims
 from streamq.log.replica import Unreadable
 from streamq.log.retention import Retention
-from streamq.model.errors import OffsetError
+from streamq.model.errors import FencedError, OffsetError
 from streamq.model.files import StoredFile
 from streamq.model.messages import (
     CreateTopic,
@@ -30,6 +30,7 @@ from streamq.model.messages import (
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq.wire.framing import Frame
 from streamq_consumer import Consumer
+from streamq_producer import Producer
 from tests.broker.capture import capture_nodes, sequencing_of, until
 from tests.broker.test_cluster_in_process import Resender, create, find, to
 from tests.broker.wire_client import _Sink, make_batch, values_of
@@ -121,6 +122,29 @@ async def test_a_broker_made_anew_behind_the_start_offset_knows_a_producer_from_
         async with to(running, away) as client:
             [again] = await client.produce(make_batch(view.id, [b"first"], producer=producer.producer, sequence=0))
         assert (again.base, again.append_time) == (first.base, first.append_time)  # type: ignore[union-attr]
+
+
+async def test_it_knows_the_ids_of_records_and_the_fencing_token_from_before_it_too(nodes: dict[str, Node]) -> None:
+    async with cluster(3) as running, Producer(running.bootstrap) as producer:
+        [view] = await create(running)
+        first = await producer.send("orders", b"first", id=b"1", partition=0)
+        await producer.append("orders", 0, [b"second"], fencing_token=7)
+        await producer.enqueue_many("orders", [b"%d" % number for number in range(20)], partition=0)
+        await producer.flush()
+        await trim(nodes, view, 15)
+        away = next(name for name in running.brokers if name != view.sequencer)
+        partition = nodes[away].partitions[view.id]
+        table = partition.replica.table.snapshot()
+        partition.replica.table.become(type(partition.replica.table)())
+        partition.node.storage.trim(view.id, 15)
+        await partition.fold()
+        assert partition.replica.table.snapshot() == table
+        assert (len(table.ids), table.fencing_token) == (1, 7)
+        await nodes[away].take_over_here("orders", 0, view.epoch, "the test wants it")
+        again = await producer.send("orders", b"first", id=b"1", partition=0)
+        assert (again.offset, again.is_duplicate) == (first.offset, True)
+        with pytest.raises(FencedError):
+            await producer.append("orders", 0, [b"late"], fencing_token=6)
 
 
 async def test_a_consumer_below_the_start_gets_one_clear_answer_and_from_earliest_begins_there(nodes: dict[str, Node]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -115,6 +116,25 @@ def test_several_partitions_keep_the_multiset_and_the_order_of_each_key(cluster:
     for number in range(37):
         key = b"k%d" % number
         assert [value for k, value in pairs if k == key] == [value for k, value in sent if k == key]
+
+
+def test_a_record_with_an_id_is_stored_once_however_often_its_file_is_sent(cluster: LocalCluster, tmp_path: Path) -> None:
+    cluster.run("topic", "create", "once", "--partitions", "3", "--dedup-window", "2h")
+    assert b"ids of records count for 2h" in cluster.run("topic", "describe", "once").stdout
+    lines = b"".join(b"u%d:line %d\n" % (i % 7, i) for i in range(100))
+    cluster.run("produce", "once", "--key-sep", ":", "--id-from", "value", stdin=lines)
+    again = cluster.run(
+        "produce", "once", "--key-sep", ":", "--id-from", "value", "--receipts", f"{tmp_path}/r", stdin=lines + b"u1:more\n"
+    )
+    assert b"acked 101 (of which 100 were there already)" in again.stderr
+    assert sum(bool(row.get("duplicate")) for row in objects((tmp_path / "r").read_bytes())) == 100
+    assert len(cluster.run("tail", "once", "--from", "start", "--exit-at-end").stdout.splitlines()) == 101
+    rows = b'{"key":"k","value":"1","headers":{"id":"x"}}\n{"key":"k","value":"2","headers":{"id":"x"}}\n{"key":"k","value":"3"}\n'
+    half = cluster.run("produce", "once", "--format", "json", "--id-from", "header:id", stdin=rows, expect=6)
+    assert b"acked 2 (of which 1 were there already), refused 1" in half.stderr
+    cluster.run("topic", "alter", "once", "--dedup-window", "none")
+    refused = cluster.run("produce", "once", "--id-from", "key", "-k", "k", stdin=b"x\n", expect=6)
+    assert b"--dedup-window" in refused.stderr
 
 
 def test_what_tail_prints_as_json_produce_reads_back_unchanged(cluster: LocalCluster) -> None:

@@ -5,6 +5,7 @@
     python -m tests.sim storage --seeds 500                 one broker's real storage under every fault of its disk
     python -m tests.sim topics --seeds 200                  topics removed and made again while brokers are away
     python -m tests.sim groups --seeds 100                  members of consumer groups that crash, hang and are cut off
+    python -m tests.sim transactions --seeds 100            read, transform, write by processes that die at every stage
     python -m tests.sim mutants                             the code with one rule broken, and the seeds that it takes to notice
     python -m tests.sim replay tier2 144                    one seed, shortened, with a time line
 
@@ -32,9 +33,9 @@ from tests.sim.tiers import TIERS, run_safely  # noqa: E402
 PROGRESS_S: Final = 30.0
 FAILURES_MAX: Final = 3
 """After so many violations there is enough to look at."""
-SEEDS_PER_PROCESS: Final = {"tier1": 5_000, "tier2": 50, "storage": 500, "topics": 50, "groups": 30}
+SEEDS_PER_PROCESS: Final = {"tier1": 5_000, "tier2": 50, "storage": 500, "topics": 50, "groups": 30, "transactions": 30}
 """Whole clusters that have ended leave garbage behind that slows down what comes after them."""
-CHUNK: Final = {"tier1": 20, "tier2": 1, "storage": 4, "topics": 2, "groups": 1}
+CHUNK: Final = {"tier1": 20, "tier2": 1, "storage": 4, "topics": 2, "groups": 1, "transactions": 1}
 
 
 def seeds(first: int, number: int | None, until: float | None) -> Iterator[int]:

@@ -12,33 +12,43 @@ from unittest import mock
 
 import google_crc32c
 import msgspec
+import trio
 
 from streamq.broker import topics
+from streamq.broker import transactions as broker_transactions
 from streamq.groups import changes
-from streamq.log import sequencer
+from streamq.log import record_ids, sequencer
 from streamq.log.digest import Digest, SealAnswer
 from streamq.log.effects import Effect, Persist
 from streamq.log.holding import Holding, Readable, Unreadable
 from streamq.log.idempotence import Gap, IdempotenceTable, Next, Place, Producer, Verdict, first_batch
+from streamq.log.record_ids import RecordIds
 from streamq.log.replica import Replica
 from streamq.log.replica_state import ReplicaState
-from streamq.log.sequencer import Sequencer
+from streamq.log.sequencer import Duplicate, Refused, Sequencer, Waiting
 from streamq.log.table_copy import TableCopy
 from streamq.log.tails import Tails
 from streamq.log.takeover import Phase, Takeover
 from streamq.log.takeover_effects import OpenEpoch, TakeoverEffect
 from streamq.log.tip import TipEffect, TipRead
+from streamq.metadata import changes as register_changes
 from streamq.metadata.acceptor import Acceptor, Answer, Cell
-from streamq.model.batches import Batch
-from streamq.model.groups import Entry, GroupRegister
+from streamq.metadata.transactions import Outcomes, forget, move_in
+from streamq.model.batches import Batch, BatchHeader
+from streamq.model.errors import NotFoundError
+from streamq.model.groups import NOBODY, Entry, GroupPartition, GroupRegister
 from streamq.model.messages import Failure, Message, TipAnswer
-from streamq.model.registers import PartitionRegister, TopicRegister
+from streamq.model.registers import PartitionRegister, ProducerRegister, TopicRegister, producer_key
+from streamq.model.transactions import AbortedRegister, Transaction
 from streamq.storage import journal_recovery, log_reader
 from streamq.storage.disk_storage import DiskStorage
 from streamq.storage.journal_files import FileReader
 from streamq.storage.journal_format import Group, JournalPosition, Row
+from streamq_consumer import outcomes as consumer_outcomes
+from streamq_consumer.group import GroupReader
 from streamq_consumer.membership import Hold, Membership
 from streamq_consumer.reading import GroupReading
+from streamq_producer import transaction as producer_transactions
 from tests.sim.report import Report
 from tests.sim.tiers import run_safely
 
@@ -353,6 +363,72 @@ def a_new_epoch_forgets_the_mark(patch: Patch) -> None:
     patch(Producer, "begin_epoch", lambda self, place, header: first_batch(place, header))
 
 
+# --- conditions
+
+
+def a_new_sequencer_knows_no_id(patch: Patch) -> None:
+    """Only those that it has assigned itself."""
+    plain = Sequencer._on_identified
+
+    def on_identified(self: Sequencer, *given: Any) -> Waiting | Duplicate | Refused | None:
+        with mock.patch.object(self._table, "ids", RecordIds()):
+            return plain(self, *given)
+
+    patch(Sequencer, "_on_identified", on_identified)
+    patch(RecordIds, "forget_below", lambda self, offset: None)
+
+
+def void_ids_are_remembered(patch: Patch) -> None:
+    """Who sequences again goes on with the ids that it had assigned before, committed or void."""
+    kept: dict[int, RecordIds] = {}
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **given)
+        self._ids = kept.setdefault(id(self._table), self._ids)
+
+    patch(Sequencer, "__init__", init)
+    patch(RecordIds, "forget_below", lambda self, offset: None)
+
+
+def an_id_counts_for_ever(patch: Patch) -> None:
+    patch(record_ids, "_counts_at", lambda stored, at: True)
+
+
+def a_table_comes_without_ids_and_token(patch: Patch) -> None:
+    """Who is behind the start offset knows none there."""
+    plain = TableCopy.table
+
+    def table(self: TableCopy) -> IdempotenceTable:
+        copied = plain(self)
+        copied.ids, copied.fencing_token = RecordIds(), 0
+        return copied
+
+    patch(TableCopy, "table", table)
+
+
+def a_new_sequencer_knows_no_token(patch: Patch) -> None:
+    plain = Sequencer.__init__
+
+    def init(self: Sequencer, **given: Any) -> None:
+        plain(self, **given)
+        self._token = self._token_committed = 0
+
+    patch(Sequencer, "__init__", init)
+
+
+def a_token_in_flight_refuses_for_good(patch: Patch) -> None:
+    patch(Sequencer, "_below_token", lambda self, token: Refused("fenced", ""))
+
+
+def an_offset_is_not_looked_at(patch: Patch) -> None:
+    patch(BatchHeader, "is_conditional", property(lambda self: False))
+
+
+def an_offset_in_flight_refuses_for_good(patch: Patch) -> None:
+    patch(Sequencer, "_not_expected", lambda self, expected: Refused("precondition_failed", ""))
+
+
 # --- trimming
 
 
@@ -481,9 +557,148 @@ def a_member_begins_where_it_likes(patch: Patch) -> None:
     patch(Hold, "__init__", init)
 
 
+# --- transactions
+
+
+def undecided_data_is_handed_out(patch: Patch) -> None:
+    plain = consumer_outcomes.Outcomes.is_committed
+    patch(consumer_outcomes.Outcomes, "is_committed", lambda self, header: plain(self, header) is not False)
+
+
+def aborted_data_is_handed_out(patch: Patch) -> None:
+    plain = consumer_outcomes.Outcomes.is_committed
+
+    def is_committed(self: consumer_outcomes.Outcomes, header: BatchHeader) -> bool | None:
+        return None if plain(self, header) is None else True
+
+    patch(consumer_outcomes.Outcomes, "is_committed", is_committed)
+
+
+def commits_without_waiting_for_acks(patch: Patch) -> None:
+    async def flush(self: producer_transactions.Transactions) -> None:
+        self._dispatcher.end_transaction()
+
+    patch(producer_transactions.Transactions, "flush", flush)
+
+
+def positions_count_before_the_transaction(patch: Patch) -> None:
+    async def commit_in(self: GroupReader, transaction: Transaction) -> None:
+        await self.commit(self.positions())
+
+    patch(GroupReader, "commit_in", commit_in)
+
+
+def positions_count_behind_the_transaction(patch: Patch) -> None:
+    plain = GroupReader.on_transaction_ended
+
+    async def commit_in(self: GroupReader, transaction: Transaction) -> None:
+        self._pending = dict(self.positions())
+
+    def on_transaction_ended(self: GroupReader, *, is_committed: bool) -> list[tuple[Any, int]]:
+        if is_committed:
+            self._marks.update(self._pending)
+            self._commit_wanted.set()
+        return plain(self, is_committed=is_committed)
+
+    patch(GroupReader, "commit_in", commit_in)
+    patch(GroupReader, "on_transaction_ended", on_transaction_ended)
+
+
+def an_opening_aborts_nothing(patch: Patch) -> None:
+    patch(register_changes, "abort_next", lambda register: register)
+
+
+def a_zombie_is_told_aborted(patch: Patch) -> None:
+    """And goes on with the next number, which its successor has, too."""
+
+    def ended(name: str, register: ProducerRegister, known: Outcomes, number: int, *, epoch: int) -> bool:
+        return bool(known.of(number))
+
+    patch(broker_transactions, "ended", ended)
+
+
+def pending_positions_are_dropped(patch: Patch) -> None:
+    """A partition goes on though nobody knows what becomes of the transaction of who had it."""
+    _hands_on(patch, lambda p: msgspec.structs.replace(p, pending=None))
+
+
+def pending_positions_count(patch: Patch) -> None:
+    _hands_on(patch, lambda p: msgspec.structs.replace(p, position=p.pending.position if p.pending is not None else None, pending=None))
+
+
+def _hands_on(patch: Patch, undecided: Callable[[GroupPartition], GroupPartition]) -> None:
+    plain = changes._settled
+
+    def settled(before: GroupRegister, after: GroupRegister) -> GroupRegister:
+        living = {member.number for member in after.members} - {NOBODY}
+        topics = tuple(
+            msgspec.structs.replace(
+                topic, partitions=tuple(undecided(p) if p.pending and p.holder not in living else p for p in topic.partitions)
+            )
+            for topic in after.topics
+        )
+        return plain(before, msgspec.structs.replace(after, topics=topics))
+
+    patch(changes, "_settled", settled)
+
+
+def the_block_is_read_before_the_register(patch: Patch) -> None:
+    """What is moved in between is in neither."""
+    blocks_of = broker_transactions
+
+    async def look(self: broker_transactions.Transactions, transaction: Transaction) -> Outcomes:
+        producer, number = transaction
+        key = (producer, number // blocks_of.ABORTED_BLOCK)
+        known = self._blocks.get(key)
+        if known is not None and known.of(number) is not None:
+            return known
+        registers = self._node.registers
+        name = await self._name_of(producer)
+        block = await registers.get_as(AbortedRegister, blocks_of.aborted_key(producer, number))
+        await trio.sleep(0.05)
+        register = await registers.get_as(ProducerRegister, producer_key(name))
+        if register is None or number > register.decided + 1:
+            raise NotFoundError("there is no such transaction yet", code="not_found")
+        found = blocks_of.outcomes(register, number, block)
+        if known is None or known.decided < found.decided:
+            self._blocks[key] = found
+        return found
+
+    patch(broker_transactions.Transactions, "look", look)
+
+
+def moved_numbers_are_forgotten_first(patch: Patch) -> None:
+    """They are not aborted until their block has them, nor ever if the broker dies."""
+
+    async def move_aborted(self: broker_transactions.Transactions, name: str) -> None:
+        registers = self._node.registers
+        register = await registers.get_as(ProducerRegister, producer_key(name))
+        if register is None or not register.aborted:
+            return
+        await registers.change_as(ProducerRegister, producer_key(name), forget(name, register.aborted))
+        for number in register.aborted:
+            key = broker_transactions.aborted_key(register.id, number)
+            await registers.change_as(AbortedRegister, key, move_in([number]))
+
+    patch(broker_transactions.Transactions, "_move_aborted", move_aborted)
+
+
+def what_may_be_committed_is_read_again(patch: Patch) -> None:
+    plain = producer_transactions.Transactions.give_up
+
+    async def give_up(self: producer_transactions.Transactions, positions: producer_transactions.Positions | None) -> bool | None:
+        told = await plain(self, positions)
+        owed, self._owed = self._owed, None
+        if owed is not None:
+            owed.on_transaction_ended(is_committed=False)
+        return told
+
+    patch(producer_transactions.Transactions, "give_up", give_up)
+
+
 MUTANTS: Final = (
     Mutant("P-3", "answers before it is durable", answers_before_it_is_durable, 200, 0),
-    Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 0),
+    Mutant("P-5", "takes another attempt's epoch for its own", takes_the_others_epoch_for_its_own, 200, 1),
     Mutant("P-8", "closes whatever is there", closes_whatever_is_there, 200, 0),
     Mutant("P-10", "another incarnation counts", another_incarnation_counts, 200, 59),
     Mutant("P-11", "acks below W", acks_below_w, 200, 0),
@@ -499,12 +714,20 @@ MUTANTS: Final = (
     Mutant("P-29", "limbo is not kept", limbo_is_not_kept, 200, 3),
     Mutant("P-29", "limbo ends at once", limbo_ends_at_once, 200, 3),
     Mutant("P-33", "a new epoch forgets the mark", a_new_epoch_forgets_the_mark, 200, 2),
-    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 0),
+    Mutant("P-34", "void batches stay in the table", void_batches_stay_in_the_table, 200, 3),
     Mutant("P-34", "a new sequencer knows no producer", a_new_sequencer_knows_no_producer, 200, 0),
-    Mutant("P-34", "a table comes without its producers", a_table_comes_without_its_producers, 400, 151),
+    Mutant("P-34", "a table comes without its producers", a_table_comes_without_its_producers, 400, 216),
     Mutant("P-34", "tables in memory count", tables_in_memory_count, 1000, 679),
     Mutant("P-34", "a checkpoint keeps the table before", a_checkpoint_keeps_the_table_before, 50, 0, "storage"),
-    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 11),
+    Mutant("P-34", "a new sequencer knows no id", a_new_sequencer_knows_no_id, 200, 2),
+    Mutant("P-34", "void ids are remembered", void_ids_are_remembered, 200, 29),
+    Mutant("P-34", "an id counts for ever", an_id_counts_for_ever, 200, 2),
+    Mutant("P-34", "a table comes without ids and token", a_table_comes_without_ids_and_token, 400, 312),
+    Mutant("conditions", "a new sequencer knows no token", a_new_sequencer_knows_no_token, 200, 4),
+    Mutant("conditions", "a token in flight refuses for good", a_token_in_flight_refuses_for_good, 200, 4),
+    Mutant("conditions", "an offset is not looked at", an_offset_is_not_looked_at, 200, 4),
+    Mutant("conditions", "an offset in flight refuses for good", an_offset_in_flight_refuses_for_good, 200, 4),
+    Mutant("P-35", "a gap is taken", a_gap_is_taken, 200, 4),
     Mutant("P-39", "a topic made again keeps its ids", a_topic_made_again_keeps_its_ids, 50, 0, "topics"),
     Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
     Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 0),
@@ -515,4 +738,16 @@ MUTANTS: Final = (
     Mutant("groups", "what is in hand counts as handled", what_is_in_hand_counts_as_handled, 10, 0, "groups"),
     Mutant("groups", "a member begins where it likes", a_member_begins_where_it_likes, 10, 0, "groups"),
     Mutant("P-41", "damage below the start hides what is above", damage_below_the_start_hides_what_is_above, 400, 339, "storage"),
+    Mutant("transactions", "undecided data is handed out", undecided_data_is_handed_out, 10, 0, "transactions"),
+    Mutant("transactions", "aborted data is handed out", aborted_data_is_handed_out, 10, 0, "transactions"),
+    Mutant("transactions", "commits without waiting for acks", commits_without_waiting_for_acks, 10, 0, "transactions"),
+    Mutant("transactions", "positions count before the transaction", positions_count_before_the_transaction, 10, 0, "transactions"),
+    Mutant("transactions", "positions count behind the transaction", positions_count_behind_the_transaction, 10, 0, "transactions"),
+    Mutant("transactions", "an opening aborts nothing", an_opening_aborts_nothing, 10, 0, "transactions"),
+    Mutant("transactions", "a zombie is told aborted", a_zombie_is_told_aborted, 10, 0, "transactions"),
+    Mutant("transactions", "pending positions are dropped", pending_positions_are_dropped, 10, 0, "transactions"),
+    Mutant("transactions", "pending positions count", pending_positions_count, 10, 0, "transactions"),
+    Mutant("transactions", "the block is read before the register", the_block_is_read_before_the_register, 10, 0, "transactions"),
+    Mutant("transactions", "moved numbers are forgotten first", moved_numbers_are_forgotten_first, 10, 0, "transactions"),
+    Mutant("transactions", "what may be committed is read again", what_may_be_committed_is_read_again, 10, 0, "transactions"),
 )

@@ -8,9 +8,9 @@ from typing import Final
 
 from tests.sim import storage_seeds, tier1, tier2
 from tests.sim.report import Report
-from tests.sim.tier2 import grouped, remade
+from tests.sim.tier2 import grouped, remade, transacted
 
-TIERS: Final = {"tier1": tier1, "tier2": tier2, "storage": storage_seeds, "topics": remade, "groups": grouped}
+TIERS: Final = {"tier1": tier1, "tier2": tier2, "storage": storage_seeds, "topics": remade, "groups": grouped, "transactions": transacted}
 
 
 def run_safely(tier: str, seed: int) -> Report:

@@ -32,9 +32,11 @@ from streamq.model.messages import (
     PlaceAsked,
     Produce,
     Produced,
+    ReadStable,
     ReadTimes,
     ReadTip,
     Records,
+    StableRead,
     Subscribe,
     TimesRead,
     TipRead,
@@ -200,12 +202,15 @@ class FakeSession:
                 await answer(self.cluster.view(message))
             elif isinstance(message, Produce):
                 await self._produce(message, frame.payload)
-            elif isinstance(message, ReadTip):
+            elif isinstance(message, ReadTip | ReadStable):
                 found = self.cluster.topics.get(message.topic, [])
                 if message.index >= len(found):
                     raise StreamqError("no such partition", code="unknown_partition")
                 p = found[message.index]
-                await answer(TipRead(1, p.end, p.start_offset, ("b1", "b2")))
+                if isinstance(message, ReadTip):
+                    await answer(TipRead(1, p.end, p.start_offset, ("b1", "b2")))
+                else:
+                    await answer(StableRead(p.end, p.end, p.start_offset))
             elif isinstance(message, FindOffset):
                 p = self.cluster.partition(message.partition)
                 at = next((b.base for b in p.log if b.header.max_timestamp >= message.timestamp_ms), p.end)

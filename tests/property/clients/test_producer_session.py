@@ -31,7 +31,7 @@ class Request(NamedTuple):
 class World:
     """One log, a sequencer that moves, and for each broker a connection that keeps the order in both directions."""
 
-    def __init__(self, random: Random, *, is_idempotent: bool, in_flight: int) -> None:
+    def __init__(self, random: Random, *, is_idempotent: bool, in_flight: int, are_identified: bool = False) -> None:
         self.random = random
         self.now = 0.0
         self.sequencer = "b1"
@@ -56,7 +56,9 @@ class World:
             in_flight=in_flight,
             tickets=count(1),
             producer=b"P" * 16 if is_idempotent else NO_PRODUCER,
+            are_identified=are_identified,
         )
+        self.are_identified = are_identified
 
     def carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -65,7 +67,8 @@ class World:
                 for entry in effect.entries:
                     assert entry.sequence is not None
                     assert isinstance(entry.token, int)
-                    request = Request(entry.tickets[-1], self.session.producer, self.session.producer_epoch, entry.sequence, entry.token)
+                    producer = b"%d" % entry.token if self.are_identified else self.session.producer
+                    request = Request(entry.tickets[-1], producer, self.session.producer_epoch, entry.sequence, entry.token)
                     self.requests[effect.broker].append(request)
             elif isinstance(effect, Acked):
                 self._settle(effect.entry)
@@ -252,6 +255,19 @@ def test_without_numbers_nothing_is_sent_again_while_it_may_be_stored(seed: int,
     world = World(Random(seed), is_idempotent=False, in_flight=in_flight)
     play(world)
     world.heal()
+    check_outcomes(world)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 1 << 32), st.integers(1, 5), st.booleans())
+def test_records_with_ids_are_stored_at_most_once_and_every_outcome_is_true(seed: int, in_flight: int, is_idempotent: bool) -> None:
+    """Also of a producer that does not number its other batches. In what order is nobody's promise."""
+    world = World(Random(seed), is_idempotent=is_idempotent, in_flight=in_flight, are_identified=True)
+    play(world)
+    world.heal()
+    check_outcomes(world)
+    while world.late:
+        world.arrive_late()
     check_outcomes(world)
 
 

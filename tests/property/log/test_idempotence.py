@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamq.log.idempotence import Fenced, Gap, IdempotenceTable, Next, Repeat, TableSnapshot
-from streamq.model.batches import FLAG_CONTROL, BatchHeader
+from streamq.model.batches import FLAG_CONTROL, FLAG_FENCED, FLAG_IDENTIFIED, BatchHeader
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import DEDUP_BATCHES, NAMED_PRODUCER_EXPIRY_MS, PRODUCER_EXPIRY_MS
 
@@ -136,3 +136,50 @@ def test_a_named_producer_is_known_for_a_year_and_its_mark_stays_over_epochs() -
     known = table.get(a, at=late)
     assert known is not None
     assert (known.mark, known.is_named) == (0, False)
+
+
+WINDOWS = [1_000, 50_000]
+
+identified_and_fenced = st.lists(
+    st.tuples(st.sampled_from("iiiift"), st.integers(0, 5), st.sampled_from(WINDOWS), st.sampled_from([0, 0, 1, 400, 999, 1_001, 50_001])),
+    max_size=120,
+)
+
+
+def with_ids(drawn: list[tuple[str, int, int, int]]) -> list[BatchHeader]:
+    """What a sequencer would assign of records with ids, windows that are altered between them, tokens that rise, and plain batches."""
+    headers: list[BatchHeader] = []
+    table, at, token = IdempotenceTable(), 1_000, 0
+    for kind, which, window, pause in drawn:
+        at += pause
+        producer, flags, mark = NO_PRODUCER, 0, 0
+        if kind == "i":
+            producer, flags, mark = bytes([1 + which]) * 16, FLAG_IDENTIFIED, window
+            if table.ids.get(producer, at=at) is not None:
+                continue
+        elif kind == "f":
+            token += which
+            flags, mark = FLAG_FENCED, token
+        headers.append(BatchHeader(b"p" * 16, 1, 0, 0, 0, producer, 0, 0, 0, 0, 1, table.position, at, flags=flags, mark=mark))
+        table.fold(headers[-1])
+    return headers
+
+
+@given(headers=identified_and_fenced.map(with_ids), cut=st.integers(0, 120))
+@settings(max_examples=80, deadline=None)
+def test_ids_and_tokens_are_a_function_of_the_log_too(headers: list[BatchHeader], cut: int) -> None:
+    """A table that was kept on the way and one folded from the start remember the same: what a twin that forgets nothing says."""
+    snapshot = msgspec.msgpack.encode(folded(headers[:cut]).snapshot())
+    table = IdempotenceTable.restore(msgspec.msgpack.decode(snapshot, type=TableSnapshot))
+    for header in headers[cut:]:
+        table.fold(header)
+    whole = folded(headers)
+    assert table.snapshot() == whole.snapshot()
+    assert table.fencing_token == max((h.mark for h in headers if h.is_fenced), default=0)
+    newest = {h.producer: h for h in headers if h.is_identified}
+    at = table.last_append_time
+    for later in (at, at + 1, at + 999, at + 1_001, at + 50_001):
+        counting = {id: h.base for id, h in newest.items() if h.append_time + h.mark >= later}
+        found = {id: table.ids.get(id, at=later) for id in newest}
+        assert {id: stored.base for id, stored in found.items() if stored is not None} == counting
+        assert len(counting) <= table.ids.count_at(later) <= len(table.ids)

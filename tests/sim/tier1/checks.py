@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.tier1.sequencing import Sequencing
     from tests.sim.tier1.world import World
 
-__all__ = ["Checks", "Ledger", "Violation", "batch_id", "mark_of"]
+__all__ = ["Checks", "Ledger", "Violation", "batch_id", "id_of", "id_text", "mark_of", "named"]
 
 
 class Violation(AssertionError):
@@ -28,6 +28,9 @@ class Violation(AssertionError):
 
 
 def batch_id(header: BatchHeader) -> BatchId:
+    """A record with an id has no producer, and may be stored again after its window: it goes by what it says."""
+    if header.is_identified:
+        return BatchId(NO_PRODUCER, 0, 0, header.payload_crc)
     return BatchId(header.producer, header.producer_epoch, header.sequence, header.payload_crc)
 
 
@@ -36,7 +39,8 @@ class Ledger:
 
     `seen`: base -> (end, batch) that somebody concluded to be committed. `assigned`: (epoch, base) -> (end, batch). `told`: the largest
     high watermark told for each epoch. `ends`: of closed epochs. `openings`: of named producers, with offset and mark.
-    `committed`: all below it was concluded to be committed by somebody.
+    `committed`: all below it was concluded to be committed by somebody. `duplicates`: (id, offset) that somebody was told it is at.
+    `tokens`: of batches that were assigned, by epoch and base; `fenced`: what was refused for a higher one. `time`: an append time told.
     """
 
     def __init__(self) -> None:
@@ -48,6 +52,12 @@ class Ledger:
         self.openings: dict[BatchId, tuple[int, int]] = {}
         self.committed = 0
         self.start_offset = 0
+        self.duplicates: dict[tuple[bytes, int], None] = {}
+        self.ids_used = 0
+        self.tokens: dict[tuple[int, int], int] = {}
+        self.tokens_given = 0
+        self.fenced: list[int] = []
+        self.time = 0
 
 
 class Checks:
@@ -64,6 +74,8 @@ class Checks:
         place = (header.end, batch_id(header))
         if ledger.assigned.setdefault((header.epoch, header.base), place) != place:
             raise Violation(f"P-12: two batches were given offset {header.base} of epoch {header.epoch}")
+        if header.is_fenced:
+            ledger.tokens[header.epoch, header.base] = header.mark
 
     def on_ack(self, sequencing: "Sequencing", base: int, end: int, batch: BatchId, *, is_repeat: bool) -> None:
         """The sequencer says so to a producer: from now on it is so."""
@@ -75,6 +87,23 @@ class Checks:
         if not is_repeat:
             self._expect_copies(partition, sequencing.segment, end, "I-1, P-11")
         self.observe(partition.index, base, end, batch)
+
+    def on_duplicate_id(self, sequencing: "Sequencing", base: int, header: BatchHeader) -> None:
+        """Somebody is told that a record of the same id is there."""
+        ledger = self.ledgers[sequencing.partition.index]
+        ledger.duplicates[header.producer, base] = None
+        ledger.committed = max(ledger.committed, base + 1)
+
+    def on_refused(self, index: int, header: BatchHeader, code: str, floor: int) -> None:
+        """For good, which takes something committed that says so: `floor` was the end of what was known to be when it was sent."""
+        ledger = self.ledgers[index]
+        if code == "fenced":
+            known = (token for (_, base), token in ledger.tokens.items() if base < ledger.committed)
+            if max(known, default=0) <= header.mark:
+                raise Violation(f"token {header.mark} of {named(batch_id(header))} was refused for a higher one, and none is committed")
+            ledger.fenced.append(header.mark)
+        elif header.base == floor == ledger.committed:
+            raise Violation(f"{named(batch_id(header))} was refused offset {floor}, and nothing is committed there")
 
     def on_progress(self, sequencing: "Sequencing", mark: int) -> None:
         """The sequencer's high watermark moved."""
@@ -191,6 +220,7 @@ class Checks:
         places: dict[BatchId, int] = {}
         lasts: dict[bytes, tuple[int, int]] = {}
         found: dict[int, tuple[int, BatchId]] = {}
+        self._judge_conditions(ledger, log)
         for batch in log:
             header = batch.header
             if header.base != at and not (at == ledger.start_offset and header.base < at < header.end):
@@ -198,7 +228,7 @@ class Checks:
             at = header.end
             name = batch_id(header)
             found[header.base] = (header.end, name)
-            if header.producer == NO_PRODUCER:
+            if name.producer == NO_PRODUCER:
                 continue
             if name in places:
                 raise Violation(f"I-5: {named(name)} lies at {places[name]} and at {header.base}")
@@ -221,6 +251,38 @@ class Checks:
                 raise Violation(f"I-1: {named(place[1])} was seen at offset {base}, where in the end there is {found.get(base)}")
         if ledger.committed > max(at, ledger.start_offset):
             raise Violation(f"I-1: everything below {ledger.committed} was committed, and the log ends at {at}")
+
+    def _judge_conditions(self, ledger: Ledger, log: "Sequence[Batch]") -> None:
+        """An id is there once within the window of the first, and where everybody was told; tokens rise."""
+        stored: dict[bytes, BatchHeader] = {}
+        ids: dict[int, bytes] = {}
+        token, trimmed = 0, [t for (_, base), t in ledger.tokens.items() if base < ledger.start_offset]
+        for batch in log:
+            header = batch.header
+            if header.is_fenced:
+                if header.mark < token:
+                    raise Violation(f"token {header.mark} of {named(batch_id(header))} lies at {header.base} behind token {token}")
+                token = header.mark
+            if header.is_identified:
+                before = stored.get(header.producer)
+                if before is not None and header.append_time <= before.append_time + before.mark:
+                    raise Violation(f"{id_text(header.producer)} lies at {before.base}, and within its window at {header.base} again")
+                self.world.counters["ids_again"] += before is not None
+                stored[header.producer], ids[header.base] = header, header.producer
+        for id, base in ledger.duplicates:
+            if base >= ledger.start_offset and ids.get(base) != id:
+                raise Violation(f"{id_text(id)} was said to lie at {base}")
+        if ledger.fenced and max(token, *trimmed, 0) <= max(ledger.fenced):
+            raise Violation(f"token {max(ledger.fenced)} was refused for a higher one, and the highest in the log is {token}")
+
+
+def id_of(index: int, number: int) -> bytes:
+    """As if it were the hash of one."""
+    return (b"id%d.%d" % (index, number)).ljust(16, b"\0")
+
+
+def id_text(id: bytes) -> str:
+    return f"a record of {id.rstrip(bytes(1)).decode()}"
 
 
 def mark_of(epoch: int, sequence: int) -> int:

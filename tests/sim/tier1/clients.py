@@ -19,7 +19,7 @@ from tests.sim.tier1.plan import ProducerPlan
 if TYPE_CHECKING:
     from tests.sim.tier1.world import World
 
-__all__ = ["Client", "Consumer", "Producer", "TipReader"]
+__all__ = ["Client", "Consumer", "Pending", "Producer", "TipReader"]
 
 PAUSE_FIRST_S = 0.02
 PAUSE_MAX_S = 0.6
@@ -62,7 +62,7 @@ class Client(Endpoint):
         raise AssertionError("nobody dials a client")
 
 
-class _Pending:
+class Pending:
     __slots__ = ("floor", "header")
 
     def __init__(self, header: BatchHeader, floor: int) -> None:
@@ -83,7 +83,7 @@ class Producer(Client):
         self.partition = world.partition_ids[plan.partition]
         self.ledger = world.checks.ledgers[plan.partition]
         self.broker = world.brokers[plan.partition % len(world.brokers)]
-        self.pending: dict[int, _Pending] = {}
+        self.pending: dict[int, Pending] = {}
         """By sequence: sent and not acked. Ordered."""
         self.is_fenced = False
         self.is_opened = not (plan.epoch and plan.is_idempotent)
@@ -147,7 +147,7 @@ class Producer(Client):
         fresh: list[int] = []
         while self._queue and len(self.pending) < (self.plan.window if self.is_opened else 1):
             header = self._queue.pop(0)
-            self.pending[header.sequence] = _Pending(header, self.ledger.committed)
+            self.pending[header.sequence] = Pending(header, self.ledger.committed)
             fresh.append(header.sequence)
         if fresh and not self._send(fresh):
             self._try_again()
@@ -195,7 +195,7 @@ class Producer(Client):
         else:
             self._send_more()
 
-    def _on_ack(self, pending: _Pending, ack: Ack) -> None:
+    def _on_ack(self, pending: Pending, ack: Ack) -> None:
         """I-3: what was acked, or known to be committed, before the batch was sent for the first time lies below it."""
         base = ack.base
         if pending.header.is_control:

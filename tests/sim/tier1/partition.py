@@ -249,5 +249,5 @@ class Partition:
         others = [broker for broker in names if broker != self.process.name]
         return sorted(others, key=lambda broker: not self.process.peers.is_alive(broker))
 
-    def new_sequencer(self, segment: Segment) -> Sequencer:
-        return Sequencer(partition=self.id, segment=segment, table=self.replica.table)
+    def new_sequencer(self, register: PartitionRegister) -> Sequencer:
+        return Sequencer(partition=self.id, segment=register.last, table=self.replica.table, dedup_ms=register.dedup_ms)

@@ -6,6 +6,7 @@ Each seed enables a random subset of the fault kinds at rates of its own (swarm 
 from random import Random
 from typing import NamedTuple
 
+from streamq.model.limits import DEDUP_MS_DEFAULT
 from streamq.model.registers import Durability
 from tests.sim.tier1.disk import DiskProfile
 from tests.sim.tier1.network import NetworkProfile
@@ -39,6 +40,8 @@ class ProducerPlan(NamedTuple):
     epoch: int = 0
     strays: float = 0.0
     """How often a batch is also sent to some other broker, which may have been the sequencer once."""
+    kind: str = "batches"
+    """`ids`, `appends`: see `conditions`."""
 
 
 class Plan(NamedTuple):
@@ -57,6 +60,7 @@ class Plan(NamedTuple):
     consumers: int
     tip_readers: int
     actions: tuple[Action, ...]
+    dedup_ms: int = DEDUP_MS_DEFAULT
 
 
 CONFIGURATIONS = (
@@ -102,6 +106,8 @@ KINDS: dict[str, tuple[float, float, float]] = {
 MEETINGS = ("meet_loss", "meet_seal", "meet_trim")
 """See `meetings`."""
 MEETING_SHARE = 0.3
+CONDITIONS_SHARE = 0.4
+"""Of runs with producers whose batches are stored on a condition."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -122,10 +128,11 @@ def plan_of(seed: int) -> Plan:
         duration_s=duration,
         network=_network(draw),
         disk=_disk(draw),
-        producers=_producers(draw, partitions, duration),
+        producers=(*_producers(draw, partitions, duration), *_on_conditions(seed, partitions, duration)),
         consumers=draw.choice((1, 1, 2)),
         tip_readers=1,
         actions=_actions(draw, names, duration),
+        dedup_ms=Random(f"window of seed {seed}").choice((1_500, 8_000, DEDUP_MS_DEFAULT)),
     )
 
 
@@ -166,6 +173,26 @@ def _producers(draw: Random, partitions: int, duration: float) -> tuple[Producer
     if draw.random() < 0.2:  # a named producer that is opened again, while the older one goes on (P-33)
         first = found[0]
         found.append(first._replace(epoch=1, batches=20, interval_s=1.0, begins=draw.uniform(10.0, 40.0)))
+    return tuple(found)
+
+
+def _on_conditions(seed: int, partitions: int, duration: float) -> tuple[ProducerPlan, ...]:
+    """In some runs, drawn by themselves."""
+    draw = Random(f"conditions of seed {seed}")
+    if draw.random() >= CONDITIONS_SHARE:
+        return ()
+    kinds = draw.choice((("ids", "ids"), ("appends", "appends"), ("ids", "ids", "appends", "appends")))
+    strays = draw.choice((0.0, 0.15, 0.4))
+    found: list[ProducerPlan] = []
+    for i, kind in enumerate(kinds):
+        burst = draw.choice((1, 3, 6))
+        batches = 40
+        interval = (duration - 8.0) * burst / batches
+        window = draw.choice((1, 4, 8)) if kind == "ids" else 1
+        begins = draw.uniform(0.1, 1.5)
+        found.append(
+            ProducerPlan(f"{kind[0]}{i}", draw.randrange(partitions), True, batches, window, interval, burst, begins, 0, strays, kind)
+        )
     return tuple(found)
 
 

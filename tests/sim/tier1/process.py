@@ -57,7 +57,7 @@ class Process(Endpoint):
         self.readmissions = Readmissions(self)
         self.successions = Successions(self)
         self.refills = Refills(self)
-        self.tables = TablesGiven(page_producers=2)
+        self.tables = TablesGiven(page_producers=2, page_ids=2)
         self.mail = Mail(self)
 
     def begin(self, *, has_joined: bool = False) -> None:

@@ -4,7 +4,8 @@ import traceback
 
 from tests.sim.report import Report
 from tests.sim.tier1.checks import Violation
-from tests.sim.tier1.clients import Consumer, Producer, TipReader
+from tests.sim.tier1.clients import Consumer, TipReader
+from tests.sim.tier1.conditions import producer_of
 from tests.sim.tier1.healing import Healing
 from tests.sim.tier1.nemesis import Nemesis
 from tests.sim.tier1.plan import Plan, plan_of
@@ -17,6 +18,8 @@ MUST_HAPPEN = (
     "torn_tails", "limbo", "losses",
     "register_conflicts", "readmissions", "retries", "duplicates_refused", "unknown_outcomes",
     "fenced", "trims", "failed_syncs", "damage_mended",
+    "ids_new", "ids_known", "ids_again", "appended_at_offset", "appended_with_token", "append_conflicts", "append_fenced",
+    "append_precondition_failed", "append_past_the_end",
 )  # fmt: skip
 """Counters that have to be above zero over all seeds of a run, or it has proved nothing (pitfall 60)."""
 
@@ -25,7 +28,7 @@ class Run:
     def __init__(self, plan: Plan, *, is_traced: bool = False) -> None:
         self.plan = plan
         self.world = world = World(plan, is_traced=is_traced)
-        self.producers = [Producer(world, each) for each in plan.producers]
+        self.producers = [producer_of(world, each) for each in plan.producers]
         self.consumers = [Consumer(world, f"c{i}", i % plan.partitions) for i in range(plan.consumers)]
         self.tip_readers = [TipReader(world, f"t{i}", i % plan.partitions, 4.0) for i in range(plan.tip_readers)]
         self.nemesis = Nemesis(world, plan.actions)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamq.log.sequencer import Assigned, Duplicate, Phase, Progress, Refused
-from streamq.model.batches import Batch, BatchHeader
+from streamq.model.batches import FLAG_CONDITIONAL, Batch, BatchHeader
 from streamq.model.errors import StreamqError
 from streamq.model.ids import Member
 from streamq.model.messages import Ack, Message, Nack, Open, Stored, StoredRun, StoreRun, Tip, TipAnswer
@@ -57,12 +57,12 @@ class Sequencing:
         self.register = register
         self.segment = register.last
         self.epoch = self.segment.epoch
-        self.core = partition.new_sequencer(self.segment)
+        self.core = partition.new_sequencer(register)
         self.is_retired = False
         self.wants_new_epoch = False
         self._carried = self.core.high_watermark
         self._is_telling = False
-        self._gaps: list[tuple[Session, int]] = []
+        self._doubts: list[tuple[Session, int, str]] = []
         self.drained: list[Callable[[Any], None]] = []
         self.followers = {m.broker: Follower(m, self.segment.base) for m in self.segment.replicas if m.broker != self.process.name}
 
@@ -107,7 +107,7 @@ class Sequencing:
         elif type(result) is Refused:
             self.world.counters[f"refused_{result.code}"] += 1
             if result.is_doubtful:
-                self._doubt(session, number)
+                self._doubt(session, number, result.code)
             else:
                 session.nack(Nack(number, result.code, result.message, self._hint() if result.code == "not_sequencer" else ""))
         else:
@@ -117,11 +117,14 @@ class Sequencing:
         self.world.counters["duplicates_refused"] += 1
         if result.base is not None:
             self._acked(result.base, header, is_repeat=True)
-        base = -1 if result.base is None else result.base
-        session.ack(Ack(number, base, result.append_time, result.copies, len(self.segment.replicas), True, result.mark))
+        base, of = -1 if result.base is None else result.base, len(self.segment.replicas)
+        session.ack(Ack(number, base, result.append_time, result.copies, of, True, result.mark, header.is_identified))
 
     def _acked(self, base: int, header: BatchHeader, *, is_repeat: bool) -> None:
         batch, end = batch_id(header), base + header.records
+        if is_repeat and header.is_identified:
+            self.world.checks.on_duplicate_id(self, base, header)
+            return
         self.world.checks.on_ack(self, base, end, batch, is_repeat=is_repeat)
         if self.world.is_traced:
             self.world.note(events.Acked(self.partition.me, self.partition.index, self.epoch, base, end, batch, is_repeat))
@@ -132,26 +135,26 @@ class Sequencing:
         except AssertionError as broken:
             raise Violation(f"the sequencer of epoch {self.epoch} broke an invariant of its own: {broken}") from None
 
-    def _doubt(self, session: Session, number: int) -> None:
+    def _doubt(self, session: Session, number: int, code: str) -> None:
         """A gap is final for its producer (P-35), so a quorum read begun now must show that this epoch is not over."""
-        self._gaps.append((session, number))
-        if len(self._gaps) == 1:
-            self.process.spawn(self._confirm_gaps())
+        self._doubts.append((session, number, code))
+        if len(self._doubts) == 1:
+            self.process.spawn(self._confirm_doubts())
 
-    def _confirm_gaps(self) -> Steps:
-        while self._gaps:
-            count = len(self._gaps)
+    def _confirm_doubts(self) -> Steps:
+        while self._doubts:
+            count = len(self._doubts)
             try:
                 register = yield from self.process.registers.get_as(PartitionRegister, self.partition.key)
             except StreamqError:
-                code = "not_ready"
+                instead = "not_ready"
             else:
                 assert register is not None
                 self.partition.learn(register)
-                code = "sequence_gap" if register.last.epoch == self.epoch else "not_sequencer"
-            answered, self._gaps = self._gaps[:count], self._gaps[count:]
-            for session, number in answered:
-                session.nack(Nack(number, code, "", self._hint()))
+                instead = "" if register.last.epoch == self.epoch else "not_sequencer"
+            answered, self._doubts = self._doubts[:count], self._doubts[count:]
+            for session, number, code in answered:
+                session.nack(Nack(number, instead or code, "", self._hint()))
             self.process.flush()
 
     def _hint(self) -> str:
@@ -217,11 +220,10 @@ class Sequencing:
         for acked in progress.acks:
             ticket = acked.ticket
             assert isinstance(ticket, Ticket)
-            self._acked(acked.base, ticket.header, is_repeat=False)
+            self._acked(acked.base, ticket.header, is_repeat=acked.is_duplicate)
             self.world.counters["acks"] += 1
-            ticket.session.ack(
-                Ack(ticket.number, acked.base, acked.append_time, acked.copies, len(self.segment.replicas), True, acked.mark)
-            )
+            place, of = (acked.base, acked.append_time, acked.copies), len(self.segment.replicas)
+            ticket.session.ack(Ack(ticket.number, *place, of, True, acked.mark, acked.is_duplicate))
         if progress.advanced:
             run = StoreRun(self.partition.id, self.epoch, self.core.high_watermark, 0)
             self.partition.carry_out(self.partition.replica.on_store(run, (), self._own_report))
@@ -383,8 +385,8 @@ def stamp(batch: Batch, place: Assigned) -> Batch:
         place.epoch,
         place.base,
         place.append_time,
-        flags=h.flags,
-        mark=h.mark,
+        flags=h.flags & ~FLAG_CONDITIONAL,
+        mark=place.window_ms or h.mark,
     )
     return Batch(header, b"", b"")
 

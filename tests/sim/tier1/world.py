@@ -104,7 +104,9 @@ class World:
         chosen = [members[(index + i) % len(members)] for i in range(plan.replicas)]
         quorum = (plan.write, plan.read, plan.durability)
         first = Segment(1, 0, None, tuple(chosen), *quorum, "", self.token())
-        return PartitionRegister(self.partition_ids[index], TOPIC, index, tuple(m.broker for m in chosen), *quorum, 0, (first,))
+        return PartitionRegister(
+            self.partition_ids[index], TOPIC, index, tuple(m.broker for m in chosen), *quorum, 0, (first,), dedup_ms=plan.dedup_ms
+        )
 
     # --- time
 

@@ -69,7 +69,7 @@ class Process(Stoppable):
         self.storage: DiskStorage | None = None
 
 
-WATCHED: Final = (ACCEPTOR_PREFIX + "partition/", ACCEPTOR_PREFIX + "group/")
+WATCHED: Final = tuple(ACCEPTOR_PREFIX + kind for kind in ("partition/", "group/", "producer/", "txn/"))
 """Registers whose every vote an observer sees."""
 
 

@@ -7,7 +7,7 @@ import pytest
 from streamq.cli.output import survival
 from streamq.cli.topic import check_name, topic_request
 from streamq.model.errors import RefusedError
-from streamq.model.limits import RETENTION_BYTES_MIN, RETENTION_MS_MIN
+from streamq.model.limits import DEDUP_MS_MAX, DEDUP_MS_MIN, RETENTION_BYTES_MIN, RETENTION_MS_MIN
 from streamq.model.quorum import Quorum
 
 
@@ -70,7 +70,11 @@ def test_retention_is_refused_below_what_files_can_do() -> None:
     request = topic_request("t", **quorum, retention_bytes=RETENTION_BYTES_MIN, retention_ms=RETENTION_MS_MIN)
     assert (request.retention_bytes, request.retention_ms) == (RETENTION_BYTES_MIN, RETENTION_MS_MIN)
     assert topic_request("t", **quorum).retention_bytes is None
-    for short in ({"retention_bytes": RETENTION_BYTES_MIN - 1}, {"retention_ms": RETENTION_MS_MIN - 1}):
+    assert [topic_request("t", **quorum, dedup_ms=ms).dedup_ms for ms in (None, 0, DEDUP_MS_MIN, DEDUP_MS_MAX)] == [
+        None, 0, DEDUP_MS_MIN, DEDUP_MS_MAX,
+    ]  # fmt: skip
+    windows = ({"dedup_ms": DEDUP_MS_MIN - 1}, {"dedup_ms": DEDUP_MS_MAX + 1})
+    for short in ({"retention_bytes": RETENTION_BYTES_MIN - 1}, {"retention_ms": RETENTION_MS_MIN - 1}, *windows):
         with pytest.raises(RefusedError) as refused:
             topic_request("t", **quorum, **short)
         assert refused.value.code == "bad_request"

@@ -1,24 +1,41 @@
 """Group registers, example by example: who is fenced, and how."""
 
+import msgspec
 import pytest
 
-from streamq.groups.changes import Joining, TopicSeen, apply_steps, commit, coordinate, delete, expire, join, leave, place, refresh
+from streamq.groups.changes import (
+    Joining,
+    TopicSeen,
+    apply_steps,
+    commit,
+    coordinate,
+    delete,
+    expire,
+    join,
+    leave,
+    place,
+    refresh,
+    settled,
+)
 from streamq.model.errors import GroupLostError, NotCoordinatorError, StreamqError
-from streamq.model.groups import Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic, held_by
+from streamq.model.groups import Entry, GroupMember, GroupPartition, GroupRegister, GroupTopic, Pending, held_by
 from streamq.model.limits import (
     GROUP_MEMBERS_MAX,
     GROUP_NAMES_BYTES_MAX,
     GROUP_PARTITIONS_MAX,
+    GROUP_PENDING_MAX,
     GROUP_TOPICS_MAX,
     NAME_CHARS_MAX,
     OFFSET_MAX,
     REGISTER_BYTES_MAX,
 )
+from streamq.model.transactions import Transaction
 from streamq.wire.codec import encode
 
 SEEN = [TopicSeen("t", b"t1", 4)]
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
 FRESH = b"g" * 16
+ITS_OWN, OTHERS = Transaction(b"p" * 16, 3), Transaction(b"q" * 16, 7)
 
 
 def begun(*tokens: bytes) -> GroupRegister:
@@ -113,10 +130,10 @@ def test_positions_do_not_go_back_but_by_placing() -> None:
     register, _ = commit(A, [Entry("t", 0, since(register, 0), 3)])(register)
     assert position(register, 0) == 9
     with pytest.raises(StreamqError) as refused:
-        place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH)(register)
+        place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH, outcomes={})(register)
     assert refused.value.code == "group_in_use"
     register, _ = leave(A, [])(register)
-    assert position(place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH)(register), 0) == 3
+    assert position(place("g", {("t", 0): 3}, SEEN, fresh_id=FRESH, outcomes={})(register), 0) == 3
 
 
 def test_positions_outlive_all_members_and_a_topic_made_anew_has_none() -> None:
@@ -198,18 +215,50 @@ def test_a_group_that_was_too_wide_before_there_was_a_bound_still_changes() -> N
 
 def test_positions_of_topics_whose_names_do_not_fit_are_refused() -> None:
     names = wide_names(4_000)
+    seen = [TopicSeen(name, b"t1", 1) for name in names]
     with pytest.raises(StreamqError) as refused:
-        place("g", dict.fromkeys(((name, 0) for name in names), 1), [TopicSeen(n, b"t1", 1) for n in names], fresh_id=FRESH)(None)
+        place("g", dict.fromkeys(((name, 0) for name in names), 1), seen, fresh_id=FRESH, outcomes={})(None)
     assert refused.value.code == "limit_reached"
 
 
 def test_the_largest_group_that_is_let_in_fits_into_its_register() -> None:
     """The bounds of `model/limits.py`, against bytes: the widest names, numbers and counts together."""
     largest = GroupPartition(OFFSET_MAX, OFFSET_MAX, OFFSET_MAX, OFFSET_MAX)
-    topics = tuple(GroupTopic("t", bytes(16), (largest,)) for _ in range(GROUP_PARTITIONS_MAX))
+    pending = msgspec.structs.replace(largest, pending=Pending(bytes(16), OFFSET_MAX, OFFSET_MAX))
+    partitions = [pending] * GROUP_PENDING_MAX + [largest] * (GROUP_PARTITIONS_MAX - GROUP_PENDING_MAX)
+    topics = tuple(GroupTopic("t", bytes(16), (partition,)) for partition in partitions)
     members = tuple(GroupMember(OFFSET_MAX, bytes(16), "", ("t",), OFFSET_MAX) for _ in range(GROUP_MEMBERS_MAX))
     register = GroupRegister(FRESH, "g" * NAME_CHARS_MAX, OFFSET_MAX, "b" * NAME_CHARS_MAX, OFFSET_MAX, members, topics)
     short = len(encode(register))
     rest = GROUP_NAMES_BYTES_MAX - register.names_bytes
     assert rest > 0
     assert short + rest < REGISTER_BYTES_MAX
+
+
+def test_a_position_that_another_has_reached_is_not_a_zombies_transaction() -> None:
+    """Thought dead and let in again by a late copy of its joining, it asks for positions of its former hold, which the next holder has
+    passed in a transaction of its own: told that they are reached, it would commit the same records again."""
+    register = begun(A, B)
+    for index in places(register, A, leaving=True):
+        register, _ = commit(A, [Entry("t", index, since(register, index), None, True)])(register)
+    mine = min(places(register, A))
+    former = since(register, mine)
+    register, _ = expire({A})(register)
+    register, fenced = commit(B, [Entry("t", mine, since(register, mine), 9, False)], OTHERS)(register)
+    assert fenced == ()
+    register, _ = settled({OTHERS: True})(register)
+    assert position(register, mine) == 9
+    register, _ = join(Joining(A, "", ("t",), 1000), SEEN)(register)
+    asked = Entry("t", mine, former, 4, False)
+    register, fenced = commit(A, [asked], ITS_OWN)(register)
+    assert fenced == (asked,)
+
+
+def test_a_pending_position_whose_answer_was_lost_is_found_applied() -> None:
+    register = begun(A)
+    asked = Entry("t", 0, since(register, 0), 4, False)
+    register, fenced = commit(A, [asked], ITS_OWN)(register)
+    assert fenced == ()
+    again, fenced = commit(A, [asked], ITS_OWN)(register)
+    assert (again, fenced) == (register, ())
+    assert position(register, 0) is None

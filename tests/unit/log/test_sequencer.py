@@ -1,11 +1,12 @@
 """Who gets which offset, and when a batch is acked (P-11 to P-14, P-21, P-33 to P-36)."""
 
+import msgspec
 import pytest
 
 from streamq.log import sequencer as module
 from streamq.log.idempotence import IdempotenceTable
 from streamq.log.sequencer import Acked, Assigned, Duplicate, Phase, Progress, Refused, Sequencer, Waiting
-from streamq.model.batches import FLAG_CONDITIONAL, FLAG_CONTROL, BatchHeader
+from streamq.model.batches import FLAG_CONDITIONAL, FLAG_CONTROL, FLAG_FENCED, FLAG_IDENTIFIED, BatchHeader
 from streamq.model.errors import CODES, ProtocolError, UnavailableError
 from streamq.model.ids import NO_PRODUCER, Member
 from streamq.model.limits import DEDUP_BATCHES, IN_FLIGHT_BATCHES_MAX, OFFSET_MAX, PRODUCER_EXPIRY_MS
@@ -71,7 +72,159 @@ def test_what_is_in_flight_refuses_nobody_for_good() -> None:
 def test_an_offset_past_the_end_may_exist_at_a_newer_sequencer() -> None:
     refused = sequencer().on_produce(wants(101), "a", 1)
     assert isinstance(refused, Refused)
-    assert (refused.code, refused.is_doubtful) == ("precondition_failed", True)
+    assert (refused.code, refused.is_doubtful) == ("past_the_end", True)
+
+
+# --- ids of records
+
+WINDOW = 600_000
+
+
+def identified(id: int) -> BatchHeader:
+    return sent(0, producer=bytes([id]) * 16, flags=FLAG_IDENTIFIED)
+
+
+def stored(table: IdempotenceTable, header: BatchHeader, at: int, *, mark: int | None = None) -> None:
+    mark = header.mark if mark is None else mark
+    table.fold(msgspec.structs.replace(header, epoch=1, base=table.position, append_time=at, mark=mark))
+
+
+def test_a_second_record_of_the_same_id_is_not_stored_and_is_told_where_the_first_one_is() -> None:
+    """In flight it waits for the outcome; it never matters what else is in flight."""
+    s = sequencer()
+    assert s.on_produce(identified(1), "a", 5) == Assigned(3, 100, 5, WINDOW)
+    assert s.on_produce(identified(2), "b", 5) == Assigned(3, 101, 5, WINDOW)
+    assert s.on_produce(identified(1), "again", 6) == Waiting()
+    for member in (B1, B2):
+        acks = s.on_stored(member, report(102)).acks
+    assert acks == (Acked("a", 100, 5, 2), Acked("again", 100, 5, 2, is_duplicate=True), Acked("b", 101, 5, 2))
+    assert s.on_produce(identified(1), "later", 7) == Duplicate(100, 5, 2)
+    assert s.next_offset == 102
+
+
+def test_an_id_counts_for_as_long_as_the_topic_said_when_its_record_was_stored() -> None:
+    """However much later the setting is altered, and wherever the record is known from: assigned here, or in the table."""
+    table = IdempotenceTable()
+    stored(table, identified(1), 1_000, mark=WINDOW)
+    s = sequencer(segment(2, 1), table)
+    assert s.on_produce(identified(2), "b", 1_000) == Assigned(2, 1, 1_000, WINDOW)
+    s.dedup_ms = 7
+    assert isinstance(s.on_produce(identified(1), "a", 1_000 + WINDOW), Duplicate)
+    assert s.on_produce(identified(2), "b", 1_000 + WINDOW) == Waiting()
+    late = 1_001 + WINDOW
+    assert s.on_produce(identified(2), "b", late) == Assigned(2, 2, late, 7)
+    assert s.on_produce(identified(1), "a", late) == Assigned(2, 3, late, 7)
+    assert s.on_produce(identified(1), "again", late + 7) == Waiting()
+    assert s.on_produce(identified(1), "again", late + 8) == Assigned(2, 4, late + 8, 7)
+
+
+def test_without_a_window_new_ids_are_refused_and_known_ones_known() -> None:
+    table = IdempotenceTable()
+    stored(table, identified(1), 1_000, mark=WINDOW)
+    s = Sequencer(partition=PARTITION, segment=segment(2, 1), table=table, dedup_ms=0)
+    assert isinstance(s.on_produce(identified(1), "a", 1_000), Duplicate)
+    refused = s.on_produce(identified(2), "b", 1_000)
+    assert isinstance(refused, Refused)
+    assert refused.code == "bad_request"
+
+
+def test_ids_are_bounded_and_those_that_expired_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing has been folded since: what is assigned and not in the table yet counts too, and none counts twice."""
+    monkeypatch.setattr(module, "IDS_PER_PARTITION_MAX", 3)
+    table = IdempotenceTable()
+    stored(table, identified(1), 1_000, mark=WINDOW)
+    s = sequencer(segment(2, 1), table)
+    for id in (2, 3):
+        assert isinstance(s.on_produce(identified(id), id, 1_001), Assigned)
+    refused = s.on_produce(identified(4), 4, 1_001)
+    assert isinstance(refused, Refused)
+    assert refused.code == "limit_reached"
+    assert s.on_produce(identified(3), "known", 1_001) == Waiting()
+    assert isinstance(s.on_produce(sent(0), "another's", 1_001), Assigned)
+    assert isinstance(s.on_produce(identified(4), 4, 1_001 + WINDOW), Assigned)
+    for id in (2, 3):
+        stored(table, identified(id), 1_001, mark=WINDOW)
+    assert isinstance(s.on_produce(identified(5), 5, 1_001 + WINDOW), Refused)
+    assert isinstance(s.on_produce(identified(5), 5, 1_002 + WINDOW), Assigned)
+
+
+def test_ids_that_are_only_on_their_way_are_not_in_the_table_and_void_ones_are_forgotten() -> None:
+    table = IdempotenceTable()
+    s = sequencer(segment(2, 0), table)
+    s.on_produce(identified(1), "a", 5)
+    assert len(table.ids) == 0
+    assert s.stop().unknown == ("a",)
+    assert isinstance(sequencer(segment(3, 0), table).on_produce(identified(1), "a", 6), Assigned)
+    stored(table, identified(1), 5, mark=WINDOW)
+    assert sequencer(segment(3, 1), table).on_produce(identified(1), "a", 6) == Duplicate(0, 5, 2)
+
+
+def test_flags_that_do_not_go_together_are_refused() -> None:
+    for flags in (32, FLAG_IDENTIFIED | FLAG_CONDITIONAL, FLAG_FENCED | FLAG_CONTROL, FLAG_IDENTIFIED | FLAG_FENCED):
+        refused = sequencer().on_produce(sent(0, flags=flags), "a", 1)
+        assert isinstance(refused, Refused)
+        assert refused.code == "bad_request"
+
+
+# --- fencing tokens
+
+
+def fenced(token: int, sequence: int = 0, *, producer: bytes = P, base: int | None = None) -> BatchHeader:
+    header = sent(sequence, producer=producer, mark=token, flags=FLAG_FENCED if base is None else FLAG_FENCED | FLAG_CONDITIONAL)
+    return msgspec.structs.replace(header, base=base or 0)
+
+
+def test_a_lower_token_than_one_that_is_committed_is_refused_for_good() -> None:
+    """Whoever sequences; appends without a token are not looked at, nor is a repeat of one that is stored."""
+    s = sequencer()
+    assert isinstance(s.on_produce(fenced(7), "a", 1), Assigned)
+    assert isinstance(s.on_produce(fenced(9, 1), "b", 1), Assigned)
+    for member in (B1, B2):
+        s.on_stored(member, report(102))
+    refused = s.on_produce(fenced(8, producer=b"Q" * 16), "c", 1)
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.is_doubtful) == ("fenced", False)
+    assert s.on_produce(fenced(7), "again", 1) == Duplicate(100, 1, 2)
+    assert isinstance(s.on_produce(sent(0, producer=b"R" * 16), "d", 1), Assigned)
+    assert isinstance(s.on_produce(fenced(9, producer=NO_PRODUCER), "e", 1), Assigned)
+
+    table = IdempotenceTable()
+    stored(table, fenced(9), 1)
+    refused = sequencer(segment(2, 1), table).on_produce(fenced(8, 1), "c", 1)
+    assert isinstance(refused, Refused)
+    assert refused.code == "fenced"
+
+
+def test_a_higher_token_that_is_in_flight_refuses_nobody_for_good() -> None:
+    """It may be void, and then the lower one is the highest."""
+    table = IdempotenceTable()
+    s = sequencer(segment(3, 0), table)
+    s.on_produce(fenced(9), "a", 1)
+    refused = s.on_produce(fenced(8, producer=b"Q" * 16), "b", 1)
+    assert isinstance(refused, Refused)
+    assert refused.code == "conflict"
+    assert issubclass(CODES[refused.code], UnavailableError)
+    s.stop()
+    assert isinstance(sequencer(segment(4, 0), table).on_produce(fenced(8, producer=b"Q" * 16), "b", 1), Assigned)
+
+
+def test_a_token_and_an_offset_must_both_be_right() -> None:
+    s = sequencer()
+    assert isinstance(s.on_produce(fenced(5, base=100), "a", 1), Assigned)
+    for member in (B1, B2):
+        s.on_stored(member, report(101))
+    wrong = [s.on_produce(fenced(token, 1, base=base), "b", 1) for token, base in ((4, 101), (5, 100))]
+    assert [answer.code for answer in wrong if isinstance(answer, Refused)] == ["fenced", "precondition_failed"]
+    assert isinstance(s.on_produce(fenced(5, 1, base=101), "c", 1), Assigned)
+
+
+def test_a_token_is_no_position() -> None:
+    """It makes nobody a named producer, which is remembered for a year."""
+    table = IdempotenceTable()
+    stored(table, fenced(9), 1)
+    known = table.get(P, at=1)
+    assert known is not None
+    assert (known.mark, known.is_named, table.fencing_token) == (0, False, 9)
 
 
 def test_a_sequencer_needs_the_table_at_its_base() -> None:

@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from streamq.model.errors import FencedError, NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
+from streamq.model.errors import AlreadyExistsError, FencedError, NotFoundError, RefusedError, UnavailableError, UnknownOutcomeError
 from streamq.model.ids import NO_PRODUCER
 from streamq.model.messages import Ack, Nack
 from streamq_producer.effects import Acked, Effect, Entry, Failed, Locate, Open, Transmit
@@ -13,7 +13,9 @@ from streamq_producer.session import GAPS_MAX, REACH_S, PartitionSession, Route
 LOST = UnavailableError("connection lost", code="unavailable")
 
 
-def make_session(*, sequencer: str = "b1", in_flight: int = 4, is_idempotent: bool = True, name: str = "") -> PartitionSession:
+def make_session(
+    *, sequencer: str = "b1", in_flight: int = 4, is_idempotent: bool = True, name: str = "", are_identified: bool = False
+) -> PartitionSession:
     return PartitionSession(
         replicas=("b1", "b2", "b3"),
         sequencer=sequencer,
@@ -22,6 +24,7 @@ def make_session(*, sequencer: str = "b1", in_flight: int = 4, is_idempotent: bo
         producer=b"P" * 16 if is_idempotent else NO_PRODUCER,
         producer_epoch=7 if name else 0,
         name=name,
+        are_identified=are_identified,
     )
 
 
@@ -205,6 +208,48 @@ def test_without_numbers_a_broken_connection_means_unknown_and_a_refusal_a_retry
     effects += session.on_opened(session.target, 1.0)
     assert transmitted(effects) == [0]
     assert batches[0].sequence == 0
+
+
+@pytest.mark.parametrize("is_idempotent", [True, False])
+def test_records_with_ids_are_sent_again_and_none_waits_for_another(is_idempotent: bool) -> None:
+    """One that is refused breaks no order, since there is none; one in doubt is sent again, whatever else the producer does not number."""
+    session = make_session(are_identified=True, is_idempotent=is_idempotent)
+    tickets = sending(session, batches := entries(4))
+    assert {entry.sequence for entry in batches} == {0}
+    assert failed(session.on_nack(Nack(tickets[1], "limit_reached", "", ""), 0.0)) == {1: RefusedError}
+    assert session.on_ack(ack(tickets[2]), 0.0)
+    assert failed(session.on_lost("b1", LOST, 0.0)) == {}
+    effects = session.on_opened(session.target, 0.1)
+    assert transmitted(effects) == [0]
+    effects = session.on_ack(ack(batches[0].tickets[-1]), 0.1)
+    assert transmitted(effects) == [3]
+    assert failed(session.on_nack(Nack(batches[3].tickets[-1], "bad_request", "", ""), 0.2)) == {3: UnknownOutcomeError}
+    assert session.is_idle
+
+
+def test_a_lower_fencing_token_is_refused_for_certain_even_after_a_broken_connection() -> None:
+    """Who says so has all that is stored; of a named producer, fenced by its own epoch, that is not so."""
+    for name, expected in (("", FencedError), ("n", UnknownOutcomeError)):
+        session = make_session(name=name)
+        sending(session, batches := entries(1))
+        session.on_lost("b1", LOST, 0.0)
+        session.on_opened(session.target, 0.1)
+        assert failed(session.on_nack(Nack(batches[0].tickets[-1], "fenced", "", ""), 0.2)) == {0: expected}
+
+
+def test_an_offset_past_the_end_is_refused_for_certain_only_if_nothing_else_of_the_batch_is_on_its_way() -> None:
+    """The end moves, and an earlier try that comes late may find its offset. What is taken stays taken."""
+    for code, in_doubt in (("past_the_end", UnknownOutcomeError), ("precondition_failed", AlreadyExistsError)):
+        session = make_session()
+        (ticket,) = sending(session, entries(1))
+        (refused,) = session.on_nack(Nack(ticket, code, "", ""), 0.0)
+        assert isinstance(refused, Failed)
+        assert refused.error.code == "precondition_failed"
+        session = make_session()
+        sending(session, batches := entries(1))
+        session.on_lost("b1", LOST, 0.0)
+        session.on_opened(session.target, 0.1)
+        assert failed(session.on_nack(Nack(batches[0].tickets[-1], code, "", ""), 0.2)) == {0: in_doubt}
 
 
 def test_a_topic_is_gone_when_metadata_and_a_broker_say_so() -> None:

@@ -10,14 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import astuple
 
-from streamq.model.batches import BATCH_HEADER_BYTES, COMPRESSION_NONE, COMPRESSION_ZSTD, FLAG_CONTROL, Batch, BatchHeader
+from streamq.model.batches import (
+    BATCH_HEADER_BYTES,
+    COMPRESSION_NONE,
+    COMPRESSION_ZSTD,
+    FLAG_CONDITIONAL,
+    FLAG_CONTROL,
+    FLAG_FENCED,
+    FLAG_IDENTIFIED,
+    FLAG_TRANSACTIONAL,
+    Batch,
+    BatchHeader,
+)
 from streamq.model.errors import CorruptDataError
+from streamq.model.ids import NO_PRODUCER
 from streamq.model.limits import BATCH_PAYLOAD_BYTES_MAX, BATCH_RAW_BYTES_MAX, BATCH_RECORDS_MAX
 from streamq.wire.batch_format import BadBatchError, decode_header, encode_batch, encode_header, split_batches, stamp
 from streamq.wire.compression import compress, decompress
 from streamq.wire.records import Row, pack_rows, unpack_rows
 
 HEADER = BatchHeader(b"p" * 16, 3, 0, 11, 0, b"q" * 16, 2, 5, 1_700_000_000_000, 1_700_000_000_009, 0, 0, 0, mark=70_000)
+
+
+IDENTIFIED = {"records": 1, "producer_epoch": 0, "sequence": 0, "mark": 0}
 
 
 def batch(payload: bytes = b"payload") -> Batch:
@@ -37,6 +52,19 @@ def test_a_control_batch_has_one_record() -> None:
     header = msgspec.structs.replace(HEADER, records=1, flags=FLAG_CONTROL)
     assert decode_header(encode_header(header)).is_control
     assert not decode_header(encode_header(HEADER)).is_control
+
+
+def test_a_record_with_an_id_has_the_window_that_the_sequencer_gave_it() -> None:
+    header = msgspec.structs.replace(HEADER, flags=FLAG_IDENTIFIED, **IDENTIFIED)
+    after = stamp(encode_batch(header, b"x"), epoch=4, base=100, append_time=5, window_ms=60_000)
+    assert decode_header(after.head) == after.header
+    assert (after.header.is_identified, after.header.mark) == (True, 60_000)
+
+
+def test_a_stored_batch_has_its_token_and_wants_no_offset_any_more() -> None:
+    header = msgspec.structs.replace(HEADER, flags=FLAG_FENCED | FLAG_CONDITIONAL, base=9)
+    after = stamp(encode_batch(header, b"x"), epoch=4, base=9, append_time=5)
+    assert (decode_header(after.head).flags, after.header.mark) == (FLAG_FENCED, HEADER.mark)
 
 
 def test_every_flipped_bit_is_noticed() -> None:
@@ -77,10 +105,23 @@ def test_batches_back_to_back_come_apart_again_and_a_cut_is_noticed(payloads: li
         {"sequence": 1 << 63},
         {"mark": 1 << 63},
         {"flags": FLAG_CONTROL},
-        {"flags": 4},
+        {"flags": FLAG_TRANSACTIONAL, "mark": 0},
+        {"flags": FLAG_TRANSACTIONAL | FLAG_CONTROL, "mark": 1, "records": 1},
+        {"flags": FLAG_TRANSACTIONAL, "mark": 1, "producer": NO_PRODUCER},
+        {"flags": 1 << 15},
+        {"flags": FLAG_CONTROL | FLAG_CONDITIONAL, "records": 1},
+        {"flags": FLAG_CONTROL | FLAG_FENCED, "records": 1},
+        {"flags": FLAG_IDENTIFIED | FLAG_FENCED, **IDENTIFIED},
+        {"flags": FLAG_IDENTIFIED | FLAG_CONDITIONAL, **IDENTIFIED},
+        {"flags": FLAG_IDENTIFIED, **IDENTIFIED, "records": 2},
+        {"flags": FLAG_IDENTIFIED, **IDENTIFIED, "producer": bytes(16)},
+        {"flags": FLAG_IDENTIFIED, **IDENTIFIED, "producer_epoch": 1},
+        {"flags": FLAG_IDENTIFIED, **IDENTIFIED, "sequence": 1},
+        {"flags": FLAG_IDENTIFIED, **IDENTIFIED, "mark": 1},
+        {"flags": FLAG_IDENTIFIED, **IDENTIFIED, "epoch": 1},
     ],
 )
-def test_a_header_out_of_bounds_is_refused_even_with_a_right_checksum(change: dict[str, int]) -> None:
+def test_a_header_out_of_bounds_is_refused_even_with_a_right_checksum(change: dict[str, object]) -> None:
     with pytest.raises(BadBatchError):
         decode_header(encode_header(msgspec.structs.replace(HEADER, **change)))
 
