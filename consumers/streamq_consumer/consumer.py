@@ -24,7 +24,7 @@ from streamq.model.transactions import Transaction
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
-from streamq_consumer.group import GroupReader
+from streamq_consumer.group import GroupReader, Listeners, OnPlaces
 from streamq_consumer.handling import Handling, Order
 from streamq_consumer.latest import read_last
 from streamq_consumer.reading import GroupReading
@@ -84,6 +84,12 @@ class Consumer:
     "latest" or a time) where it has not. What was handed out counts as handled, and is committed, when the application comes for more or
     leaves the block without an exception; so a record may come again after a crash, and none is left out. GroupLostError says that this
     consumer is no member any more: open a new one.
+
+    `on_assigned` and `on_revoked` are plain functions, called with a list of (topic, partition): the first when this member begins to read
+    these, before anything of them is handed out, and may `seek` in them; the second when nothing of them is handed out any more: they are
+    wanted back by the group, or lost, or no broker has answered for a session, or the block ends. Of what is in hand then the position is
+    still committed, as always, unless the partition is lost. Each partition is assigned and revoked in turn. They must not wait; what
+    they raise ends the block.
     """
 
     def __init__(
@@ -96,6 +102,8 @@ class Consumer:
         partitions: Sequence[int] | None = None,
         broker: str | None = None,
         timeouts: Timeouts | None = None,
+        on_assigned: OnPlaces | None = None,
+        on_revoked: OnPlaces | None = None,
         host: Host = THIS_MACHINE,
         **options: Unpack[ConsumerOptions],
     ) -> None:
@@ -106,6 +114,9 @@ class Consumer:
         check_start(start)
         of_group = {name: value for name, value in options.items() if name in GroupSettings.__struct_fields__}
         refuse_unless(group is not None or not of_group, f"{', '.join(of_group)}: only for a member of a group", code="bad_request")
+        self._listeners = Listeners(on_assigned, on_revoked)
+        listens = self._listeners != Listeners()
+        refuse_unless(group is not None or not listens, "on_assigned, on_revoked: only for a member of a group", code="bad_request")
         if group is not None:
             refuse_unless(partitions is None and broker is None, "a group's members are given their partitions", code="bad_request")
             refuse_unless(len(set(topics)) <= GROUP_TOPICS_MAX, f"a member reads at most {GROUP_TOPICS_MAX} topics", code="bad_request")
@@ -144,7 +155,7 @@ class Consumer:
             else:
                 topics = self._assignment.topics
                 self._fetcher = self._make_fetcher()
-                group = GroupReader(self._cluster, self._lifetime, self._host, self._group_settings, topics, self._reading)
+                group = GroupReader(self._cluster, self._lifetime, self._host, self._group_settings, topics, self._reading, self._listeners)
                 await group.join()
                 self._group = group
         except BaseException as error:

@@ -21,7 +21,7 @@ from streamq.model.transactions import Transaction
 from streamq_consumer.membership import Hold, Membership, Place
 from streamq_consumer.settings import GroupSettings
 
-__all__ = ["GroupReader", "Reading"]
+__all__ = ["GroupReader", "Listeners", "OnPlaces", "Reading"]
 
 log = logging.getLogger("streamq_consumer")
 
@@ -37,6 +37,14 @@ PARTING_S_MAX: Final = 5.0
 """Without automatic commits: how long the application has to commit a partition that is wanted back."""
 
 T = TypeVar("T", bound=Message)
+OnPlaces = Callable[[list[Place]], object]
+
+
+class Listeners(NamedTuple):
+    """What the application has called when partitions come and go. For each partition they take turns, the first one first."""
+
+    on_assigned: OnPlaces | None = None
+    on_revoked: OnPlaces | None = None
 
 
 class Reading(Protocol):
@@ -71,7 +79,14 @@ class GroupReader:
     """Invariant: after `error` is set nothing is held, and both tasks have ended or are about to."""
 
     def __init__(
-        self, cluster: Cluster, lifetime: Lifetime, host: Host, settings: GroupSettings, topics: Sequence[str], reading: Reading
+        self,
+        cluster: Cluster,
+        lifetime: Lifetime,
+        host: Host,
+        settings: GroupSettings,
+        topics: Sequence[str],
+        reading: Reading,
+        listeners: Listeners = Listeners(),  # noqa: B008 (a value)
     ) -> None:
         self.settings: Final = settings
         self.error: StreamqError | None = None
@@ -82,6 +97,7 @@ class GroupReader:
         self._topics = tuple(topics)
         self._token = host.token()
         self._reading = reading
+        self._listeners = listeners
         self._coordinator = ""
         self._marks: dict[Place, int] = {}
         """Without automatic commits: what the application has committed, to be told with the next commit."""
@@ -263,8 +279,7 @@ class GroupReader:
 
     def _on_view(self, view: GroupView, asked_at: float) -> None:
         changes = self.membership.on_view(view, asked_at=asked_at)
-        for place, hold in changes.closes:
-            self._close(place, hold)
+        self._close(changes.closes)
         for place in changes.opens:
             self._lifetime.start(self._open, place, self.membership.holds[place].since)
         was_parting, self._is_parting = self._is_parting, self.membership.is_parting
@@ -281,34 +296,52 @@ class GroupReader:
             if hold is None or hold.since != since or not self.membership.may_open(hold):
                 return
             offset = hold.next_offset
+            opened: list[bool] = []
             try:
-                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, since, offset))
+                await self._reading.open(place, offset, may_go_on=partial(self._may_go_on, place, since, offset, opened))
             except UnavailableError as error:
                 log.info("%s/%d cannot be read yet: %s", place[0], place[1], error)
             except StreamqError as error:
                 self._end(error)
                 return
             else:
+                if any(opened):
+                    self._tell(self._listeners.on_assigned, [place])
                 if hold.next_offset == offset:
                     return
             await anyio.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
-    def _may_go_on(self, place: Place, since: int, offset: int | None) -> bool:
-        """Whether what was opened at this offset is still to be read, from there: what was handed out may have been given back since."""
+    def _may_go_on(self, place: Place, since: int, offset: int | None, opened: list[bool]) -> bool:
+        """Whether what was opened at this offset is still to be read, from there: what was handed out may have been given back since.
+        `opened` learns it."""
         hold = self.membership.holds.get(place)
-        return hold is not None and hold.next_offset == offset and self.membership.on_opened(place, since)
+        opened.append(hold is not None and hold.next_offset == offset and self.membership.on_opened(place, since))
+        return opened[-1]
 
-    def _close(self, place: Place, hold: Hold) -> None:
-        hold.next_offset = self._reading.close(place)
-        taken = self._taken.get(place)
-        if taken is not None and taken.since == hold.since:
-            self._taken[place] = taken._replace(end=hold.next_offset)
+    def _close(self, closes: Sequence[tuple[Place, Hold]]) -> None:
+        """Nothing more is handed out of these, which were open."""
+        for place, hold in closes:
+            hold.next_offset = self._reading.close(place)
+            taken = self._taken.get(place)
+            if taken is not None and taken.since == hold.since:
+                self._taken[place] = taken._replace(end=hold.next_offset)
+        if closes:
+            self._tell(self._listeners.on_revoked, [place for place, _ in closes])
+
+    def _tell(self, listener: OnPlaces | None, places: list[Place]) -> None:
+        """What a listener raises ends the block, once: after that nothing is told any more."""
+        if listener is None:
+            return
+        try:
+            listener(places)
+        except BaseException:
+            self._listeners = Listeners()
+            raise
 
     def _suspend(self) -> None:
         log.warning("group %s: no coordinator has answered for %g s; nothing is handed out", self.settings.group, self.settings.session_s)
-        for place, hold in self.membership.suspend():
-            self._close(place, hold)
+        self._close(self.membership.suspend())
         self._reading.wake()
 
     def _has_hung(self) -> bool:
@@ -407,6 +440,5 @@ class GroupReader:
     def _end(self, error: StreamqError) -> None:
         if self.error is None:
             self.error = error
-            for place, _ in self.membership.lose():
-                self._reading.close(place)
             self._reading.wake()
+            self._close(self.membership.lose())

@@ -17,6 +17,7 @@ from streamq.model.transactions import Transaction
 from streamq_consumer.consumer import Consumer as AsyncConsumer
 from streamq_consumer.consumer import ConsumerOptions
 from streamq_consumer.dead_letter import DeadLetter as AsyncDeadLetter
+from streamq_consumer.group import OnPlaces
 from streamq_consumer.handling import Order
 from streamq_consumer.records import Record, Stable, Tip
 from streamq_consumer.run import Retry
@@ -37,7 +38,8 @@ FETCH_S: Final = 1.0
 
 
 class Consumer:
-    """As `streamq_consumer.Consumer`, used with `with`, by one thread at a time."""
+    """As `streamq_consumer.Consumer`, used with `with`, by one thread at a time. `on_assigned` and `on_revoked` are called in the event
+    loop's thread, in which no method of the consumer can be called."""
 
     def __init__(
         self,
@@ -49,10 +51,21 @@ class Consumer:
         partitions: Sequence[int] | None = None,
         broker: str | None = None,
         timeouts: Timeouts | None = None,
+        on_assigned: OnPlaces | None = None,
+        on_revoked: OnPlaces | None = None,
         **options: Unpack[ConsumerOptions],
     ) -> None:
         self._consumer = AsyncConsumer(
-            bootstrap, topics=topics, group=group, start=start, partitions=partitions, broker=broker, timeouts=timeouts, **options
+            bootstrap,
+            topics=topics,
+            group=group,
+            start=start,
+            partitions=partitions,
+            broker=broker,
+            timeouts=timeouts,
+            on_assigned=on_assigned,
+            on_revoked=on_revoked,
+            **options,
         )
         self._stack = ExitStack()
         self._portal: BlockingPortal | None = None

@@ -25,7 +25,8 @@ CHECKPOINT_ENTRIES: Final = 1_000
 class MemoryStorage:
     """`write_s` passes before entries are written, `sync_s` more before they are durable; both on trio's clock.
 
-    `crash` and `fail` simulate what disks do; `damage` makes a range unreadable until `restore`; `refuse` simulates a full disk.
+    `crash` and `fail` simulate what disks do; `damage` makes a range unreadable until `restore`; `refuse` simulates a full disk; nothing is
+    written from `hold` to `go_on`.
     """
 
     def __init__(self, identity: Identity, *, write_s: float = 0.0, sync_s: float = 0.0) -> None:
@@ -42,6 +43,7 @@ class MemoryStorage:
         self._durable = 0
         self._queue: list[tuple[int, object, bool]] = []  # (entries in the journal with it, token, sync)
         self._wake = trio.Event()
+        self._held: trio.Event | None = None
         self._failure: str | None = None
         self._refusal: str | None = None
         self._stopped_cleanly = False
@@ -150,9 +152,11 @@ class MemoryStorage:
             group, self._queue = self._queue, []
             entries = group[-1][0]
             await trio.sleep(self._write_s)
+            await self._until_let_go()
             self._written = max(self._written, entries)
             self._give(on_durable, [token for _, token, sync in group if not sync])
             await trio.sleep(self._sync_s)
+            await self._until_let_go()
             if self._failure is not None or self._dead:
                 continue
             self.metrics.journal_groups += 1
@@ -160,6 +164,10 @@ class MemoryStorage:
             self._durable = max(self._durable, entries)
             self._give(on_durable, [token for _, token, sync in group if sync])
             self._advance_checkpoint()
+
+    async def _until_let_go(self) -> None:
+        while self._held is not None:
+            await self._held.wait()
 
     def _give(self, on_durable: Callable[[list[object]], None], tokens: list[object]) -> None:
         if tokens and not self._dead and self._failure is None:
@@ -258,6 +266,15 @@ class MemoryStorage:
         return len(headers)
 
     # --- what disks do -------------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        if self._held is None:
+            self._held = trio.Event()
+
+    def go_on(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.set()
 
     def fail(self, reason: str) -> None:
         """A write or sync fails: no token is given back any more, and `run` raises StorageFailedError."""

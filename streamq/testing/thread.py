@@ -51,6 +51,31 @@ class ClusterInThread:
         """Starts one that was killed or stopped, on what lies on its disk, and returns when it serves."""
         self._call(self._running.start, broker)
 
+    def pause(self, broker: str) -> None:
+        """Has it stand still, as SIGSTOP would, for all that others see of it: it neither answers nor hears and writes nothing, and its
+        connections stay. `resume` ends it, and so does `kill`. Its own clock goes on: what it had planned meanwhile it does then."""
+        self._call_plain(self._running.brokers[broker].pause)
+
+    def resume(self, broker: str) -> None:
+        """It answers what came meanwhile, and finds out what it missed."""
+        self._call_plain(self._running.brokers[broker].resume)
+
+    def isolate(self, broker: str) -> None:
+        """Cuts it off from the other brokers and from clients, silently: nothing is refused or reset, and what is under way arrives after
+        `heal`. One that is started while it is isolated does not get far."""
+        self._call_plain(self._running.brokers[broker].isolate)
+
+    def heal(self) -> None:
+        """Ends what `isolate` has begun, for all brokers."""
+        for broker in self._running.brokers.values():
+            self._call_plain(broker.heal)
+
+    def _call_plain(self, work: Callable[[], None]) -> None:
+        async def carry_out() -> None:
+            work()
+
+        self._call(carry_out)
+
     def _call(self, work: Callable[..., Awaitable[None]], *args: str) -> None:
         done: Future[None] = Future()
 
@@ -74,7 +99,7 @@ def cluster(brokers: int = 3) -> Iterator[ClusterInThread]:
     started: Future[tuple[ClusterInThread, trio.Event]] = Future()
 
     async def live() -> None:
-        async with cluster_in_loop(brokers) as running, trio.open_nursery() as nursery:
+        async with cluster_in_loop(brokers, is_gated=True) as running, trio.open_nursery() as nursery:
             ended = trio.Event()
             started.set_result((ClusterInThread(running, nursery, trio.lowlevel.current_trio_token()), ended))
             await ended.wait()

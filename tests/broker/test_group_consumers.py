@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from streamq.model.errors import GroupLostError, StreamqError
+from streamq.model.errors import GroupLostError, RefusedError, StreamqError
 from streamq.model.messages import CreateTopic, GroupRead, ReadGroup, TopicCreated
 from streamq.testing.in_process import ClusterInProcess, cluster
 from streamq_consumer import Consumer, Record
@@ -231,3 +231,90 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(StreamqError) as refused:
         Consumer("127.0.0.1:1", topics=["t"], **options)  # type: ignore[arg-type]
     assert refused.value.exit_code == 2
+
+
+class Told:
+    """Notes what is assigned and revoked, and that they take turns."""
+
+    def __init__(self) -> None:
+        self.has: set[tuple[str, int]] = set()
+        self.assigned: list[list[tuple[str, int]]] = []
+        self.revoked: list[list[tuple[str, int]]] = []
+
+    def on_assigned(self, places: list[tuple[str, int]]) -> None:
+        assert places
+        assert not self.has & set(places)
+        self.has |= set(places)
+        self.assigned.append(places)
+
+    def on_revoked(self, places: list[tuple[str, int]]) -> None:
+        assert places
+        assert self.has >= set(places)
+        self.has -= set(places)
+        self.revoked.append(places)
+
+
+async def test_what_comes_and_goes_is_told() -> None:
+    everything = {("t", index) for index in range(PARTITIONS)}
+    one, other = Told(), Told()
+    async with filled() as running:
+        async with member(running, on_assigned=one.on_assigned, on_revoked=one.on_revoked) as first:
+            await read(first, RECORDS)
+            assert one.has == everything == set(first.partitions)
+            assert one.revoked == []
+            async with member(running, on_assigned=other.on_assigned, on_revoked=other.on_revoked):
+                with trio.fail_after(5):
+                    while len(other.has) < PARTITIONS // 2:
+                        await first.fetch(timeout=0.01)
+                assert one.has | other.has == everything
+                assert not one.has & other.has
+            assert other.has == set()
+            await until(lambda: one.has == everything)
+        assert one.has == set()
+        assert sum(map(len, one.assigned)) == sum(map(len, one.revoked)) == PARTITIONS + PARTITIONS // 2
+
+
+async def test_a_partition_is_assigned_before_anything_of_it_is_handed_out_and_may_be_sought_in() -> None:
+    told = Told()
+    async with filled() as running:
+
+        def on_assigned(places: list[tuple[str, int]]) -> None:
+            told.on_assigned(places)
+            for place in places:
+                assert consumer.position(*place) == 0
+                consumer.seek(*place, 7)
+
+        consumer = member(running, on_assigned=on_assigned)
+        async with consumer:
+            records = await read(consumer, 3 * PARTITIONS)
+        assert {(r.partition, r.offset) for r in records} == {(index, offset) for index in range(PARTITIONS) for offset in (7, 8, 9)}
+
+
+async def test_what_is_lost_with_the_membership_is_told() -> None:
+    told = Told()
+    async with filled() as running, member(running, on_revoked=told.on_revoked, on_assigned=told.on_assigned, member_name="m") as first:
+        await until(lambda: len(told.has) == PARTITIONS)
+        async with member(running, member_name="m"):
+            await until(lambda: not told.has)
+            with pytest.raises(GroupLostError):
+                await first.fetch()
+    assert [len(places) for places in told.revoked] == [PARTITIONS]
+
+
+async def test_what_a_listener_raises_ends_the_block() -> None:
+    def fail(places: list[tuple[str, int]]) -> None:
+        raise ZeroDivisionError
+
+    async with filled() as running:
+        with pytest.raises(ZeroDivisionError):
+            async with member(running, on_assigned=fail) as consumer:
+                await read(consumer, RECORDS)
+        with pytest.raises(ZeroDivisionError):
+            async with member(running, on_revoked=fail) as consumer:
+                await read(consumer, RECORDS)
+
+
+@pytest.mark.parametrize("name", ["on_assigned", "on_revoked"])
+def test_only_members_of_a_group_are_told(name: str) -> None:
+    with pytest.raises(RefusedError):
+        Consumer("nowhere:1", topics=["t"], **{name: print})  # type: ignore[arg-type]

@@ -429,7 +429,7 @@ async def let_go(consumer: Consumer, topic: str, partition: int) -> None:
     """As a member does that has a partition wanted back for too long; here it gets it again."""
     assert consumer._group is not None
     hold = consumer._group.membership.holds[topic, partition]
-    consumer._group._close((topic, partition), hold)
+    consumer._group._close([((topic, partition), hold)])
     hold.is_open, hold.is_released = False, True
     await consumer._group._commit({})
     while (topic, partition) not in consumer.partitions:

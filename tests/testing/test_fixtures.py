@@ -1,5 +1,6 @@
 """What users get for their own tests: a cluster in their process, quickly, whatever kind of test it is."""
 
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from streamq.model.errors import AlreadyExistsError
+from streamq.model.errors import AlreadyExistsError, RefusedError
+from streamq.model.messages import Hello
 from streamq.testing import cluster
+from streamq.wire.framing import PREAMBLE, encode_frame
 from streamq_consumer.sync import Consumer
 from streamq_producer.sync import Producer
 from tests.integration.local import environment
@@ -106,3 +109,65 @@ def test_clusters_beside_each_other_and_brokers_that_come_back() -> None:
             assert [record.value for _, record in zip(range(3), consumer, strict=False)] == [b"b1", b"b2", b"b3"]
         with Consumer(other.bootstrap, topics=["t"]) as consumer:
             assert consumer.fetch(10, timeout=0.1) == []
+
+
+@pytest.mark.parametrize("fault", ["pause", "isolate"])
+def test_a_broker_that_is_silent_is_gone_without_and_comes_back(fault: str) -> None:
+    """The sequencer itself: who waits for it must not notice, and it must not take the old epoch for its own."""
+    with cluster(3) as running:
+        running.create_topic("t")
+        with Producer(running.bootstrap) as producer:
+            producer.send("t", b"0")
+            for number, broker in enumerate(running.brokers, start=1):
+                getattr(running, fault)(broker)
+                producer.send("t", b"%d" % number)
+                running.heal() if fault == "isolate" else running.resume(broker)
+                producer.send("t", b"%d again" % number)
+        with Consumer(running.bootstrap, topics=["t"]) as consumer:
+            values = [record.value for _, record in zip(range(7), consumer, strict=False)]
+            assert values == [b"0", b"1", b"1 again", b"2", b"2 again", b"3", b"3 again"]
+
+
+@pytest.mark.parametrize("fault", ["pause", "isolate"])
+def test_nothing_is_acked_while_too_few_brokers_hear(fault: str) -> None:
+    with cluster(3) as running:
+        running.create_topic("t", replicas=3, write_quorum=2)
+        with Producer(running.bootstrap) as producer:
+            producer.send("t", b"0")
+            for broker in ("b1", "b2"):
+                getattr(running, fault)(broker)
+            delivery = producer.enqueue("t", b"1")
+            time.sleep(0.5)
+            assert not delivery.is_settled
+            for broker in ("b1", "b2"):
+                running.resume(broker)
+            running.heal()
+            assert delivery.receipt().offset == 1
+
+
+def test_a_connection_to_a_silent_broker_is_neither_refused_nor_answered() -> None:
+    with cluster(1) as running:
+        host, port = running.bootstrap.split(":")
+        for silence, end in ((running.pause, running.resume), (running.isolate, lambda _: running.heal())):
+            silence("b1")
+            with socket.create_connection((host, int(port)), timeout=5) as connection:
+                connection.sendall(PREAMBLE + b"".join(encode_frame(Hello((1, 1), (), "test"), request=1)))
+                connection.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+                end("b1")
+                connection.settimeout(5)
+                assert connection.recv(1)
+
+
+def test_a_paused_broker_cannot_be_stopped_but_killed() -> None:
+    with cluster(3) as running:
+        running.create_topic("t")
+        running.pause("b2")
+        with pytest.raises(RefusedError):
+            running.stop("b2")
+        running.kill("b2")
+        running.start("b2")
+        with Producer(running.bootstrap) as producer:
+            running.kill("b1")
+            producer.send("t", b"by the two others")

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamq.metadata import changes
-from streamq.metadata.transactions import end, forget
+from streamq.metadata import changes, transactions
 from streamq.model.errors import AlreadyExistsError, FencedError, NotFoundError, RefusedError, UnavailableError
 from streamq.model.ids import Member
 from streamq.model.limits import CHAIN_SEGMENTS_MAX, PRODUCER_EPOCH_MAX
@@ -257,8 +256,9 @@ def test_an_opening_that_comes_late_leaves_the_transactions_of_the_next_producer
     register = changes.open_producer("n", fresh=P1, attempt=T2, timeout_ms=1000)(late(None))
     with pytest.raises(FencedError):
         late(register)
-    committed = end("n", register.decided + 1, epoch=register.epoch, commits=True)(register)
+    committed = transactions.end("n", register.decided + 1, epoch=register.epoch, commits=True)(register)
     assert committed.decided not in committed.aborted
     for i in range(100):
-        committed = changes.open_producer("n", fresh=P1, attempt=i.to_bytes(16), timeout_ms=1000)(forget("n", committed.aborted)(committed))
+        kept = transactions.forget("n", committed.aborted)(committed)
+        committed = changes.open_producer("n", fresh=P1, attempt=i.to_bytes(16), timeout_ms=1000)(kept)
     assert len(committed.past) == changes.PAST_ATTEMPTS_MAX
