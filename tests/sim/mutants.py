@@ -503,8 +503,10 @@ def a_topic_made_again_keeps_its_ids(patch: Patch) -> None:
 def positions_move_back(patch: Patch) -> None:
     plain = changes._committed
 
-    def committed(register: GroupRegister, number: int, entries: Sequence[Entry]) -> GroupRegister:
-        after = plain(register, number, entries)
+    def committed(register: GroupRegister, number: int, entries: Sequence[Entry], transaction: Transaction | None = None) -> GroupRegister:
+        after = plain(register, number, entries, transaction)
+        if transaction is not None:
+            return after
         said = {(e.topic, e.partition): e for e in entries if e.position is not None}
         topics = []
         for topic in after.topics:
