@@ -751,5 +751,5 @@ MUTANTS: Final = (
     Mutant("transactions", "pending positions count", pending_positions_count, 10, 0, "transactions"),
     Mutant("transactions", "the block is read before the register", the_block_is_read_before_the_register, 10, 0, "transactions"),
     Mutant("transactions", "moved numbers are forgotten first", moved_numbers_are_forgotten_first, 10, 0, "transactions"),
-    Mutant("transactions", "what may be committed is read again", what_may_be_committed_is_read_again, 10, 0, "transactions"),
+    Mutant("transactions", "what may be committed is read again", what_may_be_committed_is_read_again, 40, 15, "transactions"),
 )
