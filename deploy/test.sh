@@ -13,12 +13,12 @@ fi
 processes="tests/integration tests/nemesis tests/packaging tests/testing"
 log=.venv/test-processes.log
 # shellcheck disable=SC2086 # a list of folders
-python -m pytest $processes >"$log" 2>&1 &
+python -m pytest --durations=25 $processes >"$log" 2>&1 &
 beside=$!
 trap 'kill "$beside" 2>/dev/null || true' EXIT
 failed=0
 # shellcheck disable=SC2046
-python -m pytest $(printf -- '--ignore=%s ' $processes) || failed=$?
+python -m pytest --durations=25 $(printf -- '--ignore=%s ' $processes) || failed=$?
 wait "$beside" || failed=$?
 cat "$log"
 exit "$failed"

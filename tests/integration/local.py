@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PORTS = range(21_000, 32_000)
+"""Below those that Linux and macOS take for connections; tests that run side by side draw from them."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -24,8 +27,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def free_port_range(count: int) -> int:
-    """The first of `count` consecutive free ports."""
-    for base in range(21_000 + os.getpid() % 20_000, 60_000, count):
+    """The first of `count` consecutive free ports, none of which the system gives to a connection before a broker has it."""
+    for base in (random.SystemRandom().choice(PORTS) for _ in range(200)):
         sockets: list[socket.socket] = []
         try:
             for port in range(base, base + count):

@@ -7,7 +7,21 @@ from tests.sim.mutants import MUTANTS, Mutant, hunt
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.rule} {mutant.name}")
+SAMPLE_OF_TRANSACTIONS = ("undecided data is handed out", "positions count before the transaction", "a zombie is told aborted")
+"""The others take a minute, and are `long`."""
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(
+            mutant,
+            id=f"{mutant.rule} {mutant.name}",
+            marks=pytest.mark.long if mutant.tier == "transactions" and mutant.name not in SAMPLE_OF_TRANSACTIONS else (),
+        )
+        for mutant in MUTANTS
+    ],
+)
 def test_a_broken_rule_is_noticed(mutant: Mutant) -> None:
     """Near the seed that caught it before, or else anywhere in the number of seeds that is promised."""
     assert (hunt(mutant, mutant.near, 3) or hunt(mutant, 0, mutant.within)) is not None
