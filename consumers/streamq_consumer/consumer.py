@@ -1,9 +1,7 @@
 """The consumer that applications use. See `Consumer`."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from itertools import islice
-from operator import length_hint
 from types import TracebackType
 from typing import Final, Literal, Self, TypedDict, TypeVar, Unpack
 
@@ -12,19 +10,19 @@ import anyio.lowlevel
 
 from streamq.client.cluster import Cluster
 from streamq.client.codecs import Codec
-from streamq.client.each import each
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
 from streamq.client.times import Lag, Place, read_lags, read_tips
 from streamq.model.errors import NotFoundError, RefusedError, StreamqError
 from streamq.model.limits import GROUP_TOPICS_MAX, OFFSET_MAX
-from streamq.model.messages import ReadStable, ReadTip, StableRead, TipRead
+from streamq.model.messages import ReadTip, TipRead
 from streamq.model.transactions import Transaction
 from streamq_consumer.dead_letter import DeadLetter
 from streamq_consumer.feed import Feed
 from streamq_consumer.fetcher import Fetcher
 from streamq_consumer.group import GroupReader, Listeners, OnPlaces
+from streamq_consumer.hand import Hand
 from streamq_consumer.handling import Handling, Order
 from streamq_consumer.latest import read_last
 from streamq_consumer.reading import GroupReading
@@ -32,6 +30,7 @@ from streamq_consumer.records import Record, Stable, Tip
 from streamq_consumer.run import Handler, Retry, Runner
 from streamq_consumer.session import Tuning
 from streamq_consumer.settings import ConsumerSettings, GroupSettings, Isolation
+from streamq_consumer.stable import read_stable, read_stables
 from streamq_consumer.start import Assignment, Start, check_start, open_feeds
 from streamq_consumer.stats import ConsumerMetrics, ConsumerStats
 from streamq_consumer.times import When, offsets_for_times
@@ -42,7 +41,6 @@ __all__ = ["Consumer", "ConsumerOptions"]
 RECORDS_AT_ONCE_MAX: Final = 1_000_000
 TIP_CHECKS_PER_S: Final = 20
 """Quorum reads of tips of partitions that bring nothing, of all together; with more partitions each is looked at less often."""
-STABLES_AT_ONCE: Final = 32
 JITTER_STEPS: Final = 1 << 20
 
 
@@ -133,15 +131,11 @@ class Consumer:
         self._metrics = ConsumerMetrics()
         self._fetcher: Fetcher | None = None
         self._feeds: dict[tuple[str, int], Feed] = {}
-        self._current: Feed | None = None
-        self._unpacked: list[Record] = []
-        self._rest: Iterator[Record] = iter(self._unpacked)
+        self._hand = Hand()
         self._group: GroupReader | None = None
         self._reading = GroupReading(self, start)
         self._handling: Handling | None = None
         """While `run` runs: it knows what is handled."""
-        self._yielded: Feed | None = None
-        """Of which the application has the record before `position` in its hands."""
 
     async def __aenter__(self) -> Self:
         await self._cluster.__aenter__()
@@ -292,7 +286,7 @@ class Consumer:
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
         """Hands out nothing of this partition, of all of this topic, or of all that is read now, until `resume`. Nothing is lost by it."""
         for feed in self._chosen(topic, partition):
-            if feed is self._current and length_hint(self._rest):
+            if feed is self._hand.feed and len(self._hand):
                 self.seek(feed.topic, feed.index, self.position(feed.topic, feed.index))
             self._open.pause(feed)
 
@@ -315,8 +309,7 @@ class Consumer:
 
     def position(self, topic: str, partition: int) -> int:
         """The offset of the next record to be handed out."""
-        feed = self._feed(topic, partition)
-        return feed.session.position - (length_hint(self._rest) if feed is self._current else 0)
+        return self._hand.position(self._feed(topic, partition))
 
     def positions(self) -> Mapping[tuple[str, int], int]:
         return {place: self.position(*place) for place in self._feeds}
@@ -327,9 +320,7 @@ class Consumer:
         if offset != "earliest":
             refuse_unless(0 <= offset <= OFFSET_MAX, f"an offset is not negative, as {offset} is", code="bad_request")
         self._reading.forget((topic, partition))
-        if feed is self._current:
-            self._unpacked.clear()
-            self._yielded = None
+        self._hand.drop(feed)
         is_earliest = offset == "earliest"
         self._open.seek(feed, feed.view.start_offset if offset == "earliest" else offset, from_earliest=is_earliest)
 
@@ -348,19 +339,11 @@ class Consumer:
     async def stable(self, topic: str, partition: int) -> Stable:
         """The last stable offset of any partition, by a quorum read: where a reader of what is committed gets to now, and which transaction
         is in its way if that is not the tip. Raises NotFoundError, UnavailableError."""
-        told = await self._cluster.request(ReadStable(topic, partition), StableRead)
-        number = told.transaction.number if told.transaction is not None else 0
-        return Stable(topic, partition, told.offset, told.tip, told.start_offset, told.name, number, told.began_ms)
+        return await read_stable(self._cluster, (topic, partition))
 
     async def stables(self) -> dict[Place, Stable]:
         """As `stable`, of every partition that is read."""
-        found: dict[Place, Stable] = {}
-
-        async def ask(place: Place) -> None:
-            found[place] = await self.stable(*place)
-
-        await each(self._feeds, ask, at_once=STABLES_AT_ONCE)
-        return {place: found[place] for place in self._feeds}
+        return await read_stables(self._cluster, tuple(self._feeds))
 
     async def ranges(self) -> dict[Place, tuple[int, int]]:
         """Of every partition that is read, the first offset that is kept, and the end of what can be handed out now, which waits for no
@@ -444,9 +427,9 @@ class Consumer:
             return
         for place, offset in self._group.on_transaction_ended(is_committed=is_committed):
             self._unread(*place, offset)
-        if self._current is not None and length_hint(self._rest):
-            place = self._current.topic, self._current.index
-            self._group.on_taken(place, self.position(*place))
+        hand = self._hand
+        if hand.feed is not None and len(hand):
+            self._group.on_taken((hand.feed.topic, hand.feed.index), hand.position(hand.feed))
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 
@@ -458,7 +441,7 @@ class Consumer:
 
     @property
     def _available(self) -> int:
-        return length_hint(self._rest) + self._open.buffered_records
+        return len(self._hand) + self._open.buffered_records
 
     @property
     def _held(self) -> int:
@@ -467,7 +450,7 @@ class Consumer:
 
     def _come_back(self) -> None:
         """The application is done with what it was handed."""
-        self._yielded = None
+        self._hand.yielded = None
         if self._group is not None:
             self._reading.on_back()
             self._group.on_back()
@@ -493,16 +476,14 @@ class Consumer:
 
     def _remove(self, place: tuple[str, int]) -> None:
         feed = self._feeds.pop(place)
-        if feed is self._current:
-            self._unpacked.clear()
-            self._yielded = self._current = None
+        self._hand.drop(feed)
         self._open.remove(feed)
 
     async def _records(self) -> AsyncIterator[Record]:
         while True:
             self._come_back()
-            self._yielded = self._current
-            for record in self._rest:
+            self._hand.yielded = self._hand.feed
+            for record in self._hand:
                 yield record
             self._come_back()
             if self._load():
@@ -512,20 +493,20 @@ class Consumer:
 
     async def _until_available(self) -> None:
         """Until there is something to take; raises what a partition failed with."""
-        while not length_hint(self._rest) and not self._load():
+        while not len(self._hand) and not self._load():
             await self._open.wait_for_news()
 
     def _load(self) -> bool:
-        """Unpacks the next batch, if there is one. To be called when `_rest` is used up."""
+        """Unpacks the next batch, if there is one. To be called when the one in hand is used up."""
         if self._group is not None and not self._group.may_hand_out():
             return False
         taken = self._open.take()
         if taken is None:
             return False
-        self._current, self._unpacked = taken
-        self._rest = iter(self._unpacked)
+        feed, records = taken
+        self._hand.fill(feed, records)
         if self._group is not None:
-            self._group.on_taken((self._current.topic, self._current.index), self._unpacked[0].offset)
+            self._group.on_taken((feed.topic, feed.index), records[0].offset)
         return True
 
     def _take(self, max_records: int) -> list[Record]:
@@ -542,7 +523,7 @@ class Consumer:
         return records
 
     def _take_rest(self, max_records: int) -> list[Record]:
-        records = list(islice(self._rest, max_records))
+        records = self._hand.take(max_records)
         if records and self._group is not None:
             self._reading.on_handed_out((records[0].topic, records[0].partition), records[0].offset)
         return records

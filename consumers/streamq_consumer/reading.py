@@ -83,7 +83,7 @@ class GroupReading:
     def in_hand(self, place: Place) -> int | None:
         if self._consumer._handling is not None:
             return self._consumer._handling.first_undone(place)
-        yielded = self._consumer._yielded
+        yielded = self._consumer._hand.yielded
         if yielded is not None and (yielded.topic, yielded.index) == place:
             return min(self._consumer.position(*place) - 1, self._in_hand.get(place, yielded.session.position))
         return self._in_hand.get(place)

@@ -12,10 +12,8 @@ from streamq.client.codecs import Codec
 from streamq.client.host import THIS_MACHINE, Host
 from streamq.client.lifetime import Lifetime
 from streamq.client.settings import Timeouts, refuse_unless
-from streamq.model.errors import RefusedError, UnavailableError
-from streamq.model.ids import NO_PRODUCER
-from streamq.model.limits import OFFSET_MAX, RECORD_BYTES_MAX
-from streamq.model.messages import ProducerOpened, TopicView
+from streamq.model.errors import RefusedError
+from streamq.model.limits import OFFSET_MAX
 from streamq.wire.records import Row
 from streamq_producer.delivery import BatchOutcome, Delivery, Receipt
 from streamq_producer.dispatch import Dispatcher
@@ -23,17 +21,16 @@ from streamq_producer.lane import Lane
 from streamq_producer.naming import open_producer
 from streamq_producer.records import (
     RECORD_OVERHEAD_BYTES,
-    as_bytes,
+    check_values,
     checked_headers,
+    checked_record,
     checked_timestamp,
     hash_of_id,
-    record_bytes,
-    too_large,
 )
-from streamq_producer.session import PartitionSession
 from streamq_producer.settings import BATCH_BYTES_LIMIT, ProducerSettings
 from streamq_producer.stats import ProducerStats
 from streamq_producer.topic import Topic
+from streamq_producer.topics import Topics
 from streamq_producer.transaction import Positions, Transaction, Transactions
 from streamq_producer.typed import TypedTopic
 
@@ -43,10 +40,6 @@ FAILED_CLOSE_S: Final = 2.0
 """How long an exception that leaves the block is held up, at most, for what is under way."""
 
 NAMELESS: Final = "only a named producer has positions: Producer(bootstrap, name=...)"
-
-
-IDENTIFIED_IN_FLIGHT: Final = 128
-"""Records with ids of one partition that are sent and not yet answered: none waits for another, and each is a batch."""
 
 T = TypeVar("T")
 
@@ -103,16 +96,14 @@ class Producer:
         is_named = name is not None or not self.settings.transactional
         refuse_unless(is_named, "a transactional producer has a name: Producer(..., name=..., transactional=True)", code="bad_request")
         self.name: Final = name
-        self._identity = ProducerOpened(NO_PRODUCER, 0)
-        """Of a named producer, once it is opened."""
         self._transactions: Transactions | None = None
         self._dispatcher = Dispatcher()
         self._host = host
         self._now_ms = host.now_ms
         self._cluster = Cluster(bootstrap, timeouts=timeouts, listener=self._dispatcher, host=host)
         self._lifetime = Lifetime()
-        self._topics: dict[str, Topic] = {}
-        self._opening: anyio.Lock | None = None
+        self._topics = Topics(self._cluster, self._dispatcher, host, self.settings, name)
+        self._known = self._topics.known
         self._batch_bytes = self.settings.batch_bytes
         self._buffer_bytes = self.settings.buffer_bytes
         self._turn_due = False
@@ -127,8 +118,7 @@ class Producer:
             await self._cluster.__aexit__(type(error), error, error.__traceback__)
             raise
         await self._lifetime.open()
-        self._opening = anyio.Lock()
-        self._dispatcher.on_topic_gone = self._forget_topic
+        self._dispatcher.on_topic_gone = self._topics.forget
         self._dispatcher.start(self._cluster, self._lifetime)
         self._is_open = True
         return self
@@ -136,10 +126,11 @@ class Producer:
     async def _open_named(self, name: str) -> None:
         settings = self.settings
         transaction_ms = round(settings.transaction_timeout_s * 1000) if settings.transactional else 0
-        self._identity = await open_producer(self._cluster, name, attempt=self._host.token(), transaction_ms=transaction_ms)
+        identity = await open_producer(self._cluster, name, attempt=self._host.token(), transaction_ms=transaction_ms)
+        self._topics.identity = identity
         if settings.transactional:
             timeout_s = settings.delivery_timeout_s
-            self._transactions = Transactions(self._cluster, self._dispatcher, name, self._identity, timeout_s=timeout_s)
+            self._transactions = Transactions(self._cluster, self._dispatcher, name, identity, timeout_s=timeout_s)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
@@ -149,7 +140,7 @@ class Producer:
                 await self._drain(min(self.settings.close_timeout_s, FAILED_CLOSE_S))
         finally:
             self._is_open = False
-            self._topics.clear()
+            self._known.clear()
             self._dispatcher.stop()
             try:
                 await self._lifetime.close(error, traceback)
@@ -182,7 +173,7 @@ class Producer:
         """
         if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
             await self._take_turn()
-        known = self._topics.get(topic) or await self._open_topic(topic)
+        known = self._known.get(topic) or await self._open_topic(topic)
         if id is not None:
             return await self._put_identified(known, id, value, key, headers, timestamp, partition, position).receipt()
         if self.name is not None:
@@ -223,7 +214,7 @@ class Producer:
         """
         if self._turn_due or self._dispatcher.buffered_bytes >= self._buffer_bytes:
             await self._take_turn()
-        known = self._topics.get(topic)
+        known = self._known.get(topic)
         if known is None:
             known = await self._open_topic(topic)
         if id is not None:
@@ -267,9 +258,9 @@ class Producer:
         Nothing is taken if any record is refused. Cancelled, it has taken as many as went before, and these are sent.
         """
         values = list(values)
-        known = self._topics.get(topic) or await self._open_topic(topic)
+        known = self._known.get(topic) or await self._open_topic(topic)
         own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
-        _check_values(values, keys, headers_bytes)
+        check_values(values, keys, headers_bytes)
         if self.name is not None:
             for lane in known.named_lanes(keys, partition):
                 await self._open_lane(lane)
@@ -333,13 +324,13 @@ class Producer:
         )
         values = list(values)
         own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
-        _check_values(values, keys, headers_bytes)
+        check_values(values, keys, headers_bytes)
         keyed = list(zip(values, keys if keys is not None else [None] * len(values), strict=True))
         extra = headers_bytes + RECORD_OVERHEAD_BYTES
         raw_bytes = sum(len(value) + (len(key) if key else 0) + extra for value, key in keyed)
         refuse_unless(raw_bytes <= BATCH_BYTES_LIMIT, f"{raw_bytes} bytes are too many for one batch", code="record_too_large")
         await self._take_turn()
-        known = self._topics.get(topic) or await self._open_topic(topic)
+        known = self._known.get(topic) or await self._open_topic(topic)
         lane = known.lane_of(None, partition)
         rows: list[Row] = [(None, key, value, own_headers) for value, key in keyed]
         outcome = self._dispatcher.append(
@@ -392,13 +383,13 @@ class Producer:
         Raises as `enqueue`, and RefusedError for a producer without a name.
         """
         refuse_unless(self.name is not None, NAMELESS, code="bad_request")
-        lane = (self._topics.get(topic) or await self._open_topic(topic)).lane_of(None, partition)
+        lane = (self._known.get(topic) or await self._open_topic(topic)).lane_of(None, partition)
         await self._open_lane(lane)
         return lane.session.mark
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has. Raises NotFoundError, or UnavailableError."""
-        return len((self._topics.get(topic) or await self._open_topic(topic)).lanes)
+        return len((self._known.get(topic) or await self._open_topic(topic)).lanes)
 
     async def _open_lane(self, lane: Lane) -> None:
         """Until a named producer's opening is acked here. Raises what it, or anything after it, failed with."""
@@ -462,7 +453,7 @@ class Producer:
         position: int | None,
     ) -> tuple[Lane, Delivery]:
         """Whoever calls it sees to it that the batch is closed, if the record is its first."""
-        key, value, own_headers, size = _checked(value, key, headers)
+        key, value, own_headers, size = checked_record(value, key, headers)
         lane = known.next_lane() if key is None and partition is None else known.lane_of(key, partition)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         if position is not None:
@@ -494,14 +485,11 @@ class Producer:
     ) -> Delivery:
         refuse_unless(self.name is None and position is None, "a named producer's records have no ids, but positions", code="bad_request")
         hashed = hash_of_id(id)
-        key, value, own_headers, size = _checked(value, key, headers)
+        key, value, own_headers, size = checked_record(value, key, headers)
         at = self._host.now_ms() if timestamp is None else checked_timestamp(timestamp)
         lane = known.lane_of(id if key is None else key, partition)
-        if lane.ids is None:
-            session = self._make_session(lane.view.replicas, lane.session.target or lane.view.sequencer, are_identified=True)
-            lane.ids = Lane(lane.topic, lane.index, lane.view, session, self.settings)
-            self._dispatcher.lanes.append(lane.ids)
-        return Delivery(self._dispatcher.send_identified(lane.ids, (None, key, value, own_headers), size, at, hashed=hashed), 0)
+        row = (None, key, value, own_headers)
+        return Delivery(self._dispatcher.send_identified(self._topics.identified(lane), row, size, at, hashed=hashed), 0)
 
     def _make_room(self, lane: Lane, size: int, at: int) -> int | None:
         """Opens a batch if the record needs one, counts the record, and returns its time as the batch stores it."""
@@ -530,40 +518,9 @@ class Producer:
 
     async def _open_topic(self, name: str) -> Topic:
         self._check_open()
-        assert self._opening is not None
-        async with self._opening:
-            known = self._topics.get(name)
-            if known is None:
-                view = await self._cluster.topic(name)
-                self._check_open()
-                known = self._topics[name] = self._make_topic(view)
+        known = await self._topics.open(name)
+        self._check_open()
         return known
-
-    def _make_topic(self, view: TopicView) -> Topic:
-        if not view.partitions:
-            raise UnavailableError(f"topic {view.name!r} has no partitions yet", code="unavailable")
-        lanes = [
-            Lane(view.name, index, partition, self._make_session(partition.replicas, partition.sequencer), self.settings)
-            for index, partition in enumerate(view.partitions)
-        ]
-        self._dispatcher.lanes += lanes
-        return Topic(view.name, lanes, first=self._host.below(len(lanes)))
-
-    def _make_session(self, replicas: Sequence[str], sequencer: str, *, are_identified: bool = False) -> PartitionSession:
-        fresh = self._host.token() if self.settings.idempotent else NO_PRODUCER
-        return PartitionSession(
-            replicas=replicas,
-            sequencer=sequencer,
-            in_flight=IDENTIFIED_IN_FLIGHT if are_identified else self.settings.in_flight,
-            tickets=self._dispatcher.tickets,
-            producer=fresh if self.name is None else self._identity.producer,
-            producer_epoch=self._identity.epoch,
-            name=self.name or "",
-            are_identified=are_identified,
-        )
-
-    def _forget_topic(self, name: str) -> None:
-        self._topics.pop(name, None)
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -589,32 +546,3 @@ class _Run:
     @property
     def end(self) -> int:
         return self.first + len(self.indexes)
-
-
-def _checked(
-    value: bytes | None, key: bytes | None, headers: Mapping[str, bytes] | None
-) -> tuple[bytes | None, bytes | None, dict[str, bytes] | None, int]:
-    """Key, value and headers as a row has them, and how large the record counts. Raises RefusedError or TypeError."""
-    if value.__class__ is not bytes:
-        value = as_bytes(value, "value")
-    if key is not None and key.__class__ is not bytes:
-        key = as_bytes(key, "key")
-    own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
-    return key, value, own_headers, record_bytes(key, value, headers_bytes)
-
-
-def _check_values(values: list[bytes], keys: Sequence[bytes | None] | None, headers_bytes: int) -> None:
-    """Before anything is taken: types, sizes, as many keys as values."""
-    if not values:
-        raise RefusedError("there is nothing to send: an empty list of values", code="bad_request")
-    if set(map(type, values)) != {bytes}:
-        raise TypeError("the values given to enqueue_many must be bytes")
-    largest = max(map(len, values))
-    if keys is not None:
-        if len(keys) != len(values):
-            raise RefusedError(f"{len(keys)} keys for {len(values)} values", code="bad_request")
-        if not set(map(type, keys)) <= {bytes, type(None)}:
-            raise TypeError("the keys given to enqueue_many must be bytes or None")
-        largest = max(len(value) + (len(key) if key else 0) for value, key in zip(values, keys, strict=True))
-    if largest + headers_bytes > RECORD_BYTES_MAX:
-        raise too_large(largest + headers_bytes)

@@ -1,7 +1,7 @@
 """A record on its way into a batch: what it may be, how large it counts, which partition its key means."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import google_crc32c
@@ -11,13 +11,12 @@ from streamq.model.limits import HEADERS_PER_RECORD_MAX, OFFSET_MAX, RECORD_BYTE
 
 __all__ = [
     "RECORD_OVERHEAD_BYTES",
-    "as_bytes",
+    "check_values",
     "checked_headers",
+    "checked_record",
     "checked_timestamp",
     "hash_of_id",
     "partition_of",
-    "record_bytes",
-    "too_large",
 ]
 
 RECORD_OVERHEAD_BYTES: Final = 8
@@ -78,3 +77,32 @@ def record_bytes(key: bytes | None, value: bytes | None, headers_bytes: int) -> 
 def too_large(size: int) -> RefusedError:
     hint = "split it, or store it elsewhere and send a reference"
     return RefusedError(f"a record of {size} bytes; {RECORD_BYTES_MAX} are allowed", code="record_too_large", hint=hint)
+
+
+def checked_record(
+    value: bytes | None, key: bytes | None, headers: Mapping[str, bytes] | None
+) -> tuple[bytes | None, bytes | None, dict[str, bytes] | None, int]:
+    """Key, value and headers as a row has them, and how large the record counts. Raises RefusedError or TypeError."""
+    if value.__class__ is not bytes:
+        value = as_bytes(value, "value")
+    if key is not None and key.__class__ is not bytes:
+        key = as_bytes(key, "key")
+    own_headers, headers_bytes = checked_headers(headers) if headers else (None, 0)
+    return key, value, own_headers, record_bytes(key, value, headers_bytes)
+
+
+def check_values(values: list[bytes], keys: Sequence[bytes | None] | None, headers_bytes: int) -> None:
+    """Before anything is taken: types, sizes, as many keys as values."""
+    if not values:
+        raise RefusedError("there is nothing to send: an empty list of values", code="bad_request")
+    if set(map(type, values)) != {bytes}:
+        raise TypeError("the values given to enqueue_many must be bytes")
+    largest = max(map(len, values))
+    if keys is not None:
+        if len(keys) != len(values):
+            raise RefusedError(f"{len(keys)} keys for {len(values)} values", code="bad_request")
+        if not set(map(type, keys)) <= {bytes, type(None)}:
+            raise TypeError("the keys given to enqueue_many must be bytes or None")
+        largest = max(len(value) + (len(key) if key else 0) for value, key in zip(values, keys, strict=True))
+    if largest + headers_bytes > RECORD_BYTES_MAX:
+        raise too_large(largest + headers_bytes)

@@ -137,7 +137,7 @@ async def _send_some(made: Producer, rng: random.Random) -> None:
 
 def _knows_the_truth(made: Producer, liars: Liars) -> bool:
     """A client stays with the cluster that it met first, and waits in vain for partitions that are a lie and that no broker has refused."""
-    known = made._topics.get(TOPIC)
+    known = made._known.get(TOPIC)
     if made._cluster._cluster != liars.brokers.cluster:
         return False
     return known is None or [lane.view.id for lane in known.lanes] == liars.brokers.partitions[: len(known.lanes)]
