@@ -734,7 +734,7 @@ MUTANTS: Final = (
     Mutant("P-40", "answers in any configuration", answers_in_any_configuration, 200, 21),
     Mutant("P-41", "a trim leaves a gap", a_trim_leaves_a_gap, 400, 0),
     Mutant("P-41", "nobody asks for a table", nobody_asks_for_a_table, 200, 0),
-    Mutant("groups", "positions move back", positions_move_back, 10, 0, "groups"),
+    Mutant("groups", "positions move back", positions_move_back, 10, 3, "groups"),
     Mutant("groups", "partitions are taken from who has them", partitions_are_taken_from_who_has_them, 10, 0, "groups"),
     Mutant("groups", "a silent member goes on", a_silent_member_goes_on, 20, 0, "groups"),
     Mutant("groups", "what is in hand counts as handled", what_is_in_hand_counts_as_handled, 10, 0, "groups"),

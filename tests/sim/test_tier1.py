@@ -20,8 +20,8 @@ from tests.spec.trace_model import TraceError, check_trace
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = range(250)
-TRACED = range(120)
+SAMPLE = range(180)
+TRACED = range(80)
 DURATION_S = 60.0
 FAULTS_MIN = 3
 TRACE = "import sys; from tests.sim.test_tier1 import trace_hash; print(trace_hash(int(sys.argv[1])))"

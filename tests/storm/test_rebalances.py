@@ -14,7 +14,7 @@ ONE, OTHER = "aa" * 16, "bb" * 16
 @pytest.mark.slow
 def test_members_of_many_processes_lose_nothing_while_some_are_killed_and_stopped() -> None:
     """How long gaps are is for a run by hand on a machine that does nothing else."""
-    storm = Storm(members=12, partitions=6, rate=100, seed=3, phase_s=9.0, joins_s=7.0)
+    storm = Storm(members=12, partitions=6, rate=100, seed=3, phase_s=7.0, joins_s=4.0)
     storm.run(minutes=0.1)
     assert storm.faults == []
     assert storm.counts["killed"] + storm.counts["stopped"] > 0
