@@ -101,17 +101,15 @@ def test_another_file_and_what_cannot_be_read_again_are_refused(cluster: LocalCl
     cluster.run("produce", "nowhere", "--resume", "name", str(path), expect=3)
 
 
-@pytest.mark.long
-def test_many_kills_of_the_command_and_of_brokers(cluster: LocalCluster, tmp_path: Path) -> None:
+def ingest_under_kills(cluster: LocalCluster, path: Path, *, records: int, kills: int, rng: random.Random) -> None:
     """A broker at a time is killed and started again while the command is, too."""
-    rng = random.Random(9)
     cluster.run("topic", "create", "storm", "--partitions", "3")
-    lines = numbered(tmp_path / "storm", 60_000)
-    words = ["produce", "storm", "--resume", "storm", "--rate", "3000", "-q", str(tmp_path / "storm")]
+    lines = numbered(path, records)
+    words = ["produce", "storm", "--resume", "storm", "--rate", "3000", "-q", str(path)]
     down = ""
-    for round_ in range(40):
+    for number in range(kills):
         process = cluster.start_command(*words)
-        if round_ % 2:
+        if number % 2:
             if down:
                 cluster.start(down)
             down = "" if down else rng.choice(cluster.names)
@@ -124,3 +122,8 @@ def test_many_kills_of_the_command_and_of_brokers(cluster: LocalCluster, tmp_pat
         cluster.start(down)
     kill_and_resume(cluster, words, rng, kills=0, longest_s=1)
     check_once(cluster, "storm", lines)
+
+
+@pytest.mark.long
+def test_many_kills_of_the_command_and_of_brokers(cluster: LocalCluster, tmp_path: Path) -> None:
+    ingest_under_kills(cluster, tmp_path / "storm", records=60_000, kills=40, rng=random.Random(9))
