@@ -29,7 +29,8 @@ class Gaps:
         self._phase = ""
         self._phase_began = 0.0
         self._last: dict[int, _Handed] = {}
-        self._left: dict[int, float] = {}
+        self._left: dict[int, tuple[float, str]] = {}
+        """When the leave began, and of which process."""
         self._ill: set[str] = set()
         self._held_by_ill: set[int] = set()
 
@@ -47,9 +48,17 @@ class Gaps:
         self._ill -= well
         self._last = {partition: last for partition, last in self._last.items() if last.token not in well}
 
-    def on_leaves(self, partitions: Iterable[int], now: float) -> None:
+    def on_leaves(self, partitions: Iterable[int], now: float, process: str) -> None:
         for partition in partitions:
-            self._left[partition] = now
+            self._left[partition] = now, process
+
+    def on_harm(self, process: str) -> int:
+        """It was stopped or killed: who was leaving in it has not left cleanly, though it began to. How many partitions that were."""
+        harmed = [partition for partition, (_, by) in self._left.items() if by == process]
+        for partition in harmed:
+            del self._left[partition]
+            self._held_by_ill.add(partition)
+        return len(harmed)
 
     def on_goes_to_the_ill(self, holders: Sequence[tuple[int, str]]) -> int:
         """Who has which partition. One that went from a clean leave to a member that is ill says nothing of clean leaves: how many did."""
@@ -69,7 +78,7 @@ class Gaps:
                 if self._phase and before.at >= self._phase_began and token not in self._ill:
                     self.staying.setdefault(self._phase, []).append(now - before.at)
             elif left is not None:
-                self.moves.append(now - left)
+                self.moves.append(now - left[0])
             elif since > before.since:
                 why = "from the ill" if was_held_by_ill or before.token in self._ill else "to a member that joined"
                 self.other_moves.setdefault(why, []).append(now - before.at)

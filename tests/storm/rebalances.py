@@ -173,15 +173,21 @@ class Storm:
                     self.counts["killed"] += len(process.tokens)
                     self.gaps.on_ill(process.tokens)
                     forks.kill(process.pid)
+                    self._harmed(forks, process)
                     self._alive = {name for name in self._alive if not name.startswith(process.name + "-")}
                     self._start(forks, cluster, process.name, SMALL, at_once=True)
                 else:
                     self._stop(process)
+                    self._harmed(forks, process)
                     # Above this one, so that it goes on while others are harmed.
                     trio.lowlevel.spawn_system_task(self._go_on_later, process, self.random.uniform(*STOPPED_S))
         finally:
             for process in self._processes.values():
                 self._go_on(process)
+
+    def _harmed(self, forks: Forks, process: _Process) -> None:
+        self._read(forks)  # what it told before
+        self.counts["harmed while it left"] += self.gaps.on_harm(process.name)
 
     def _stop(self, process: _Process) -> None:
         self.counts["stopped"] += len(process.tokens)
@@ -240,12 +246,16 @@ class Storm:
             token = bytes.fromhex(rest[1])
             for partition, (since, offsets) in rest[2].items():
                 self.observer.on_handed(name, token, int(partition), since, offsets)
+                late = self.gaps.late_moves
                 self.gaps.on_handed(rest[1], int(partition), since, at)
+                if self.gaps.late_moves > late:
+                    stopped = [process.name for process in self._processes.values() if process.is_stopped]
+                    print(f"LATE: {partition} came to {name} after {self.gaps.moves[-1]:.3f} s; stopped now: {stopped}", flush=True)
         elif kind == "handled":
             for partition, offsets in rest[2].items():
                 self.observer.on_handled(bytes.fromhex(rest[1]), int(partition), offsets)
         elif kind == "leaves":
-            self.gaps.on_leaves(rest[2], at)
+            self.gaps.on_leaves(rest[2], at, name.partition("-")[0])
         else:
             assert kind == "ends"
             self.counts[rest[2]] += 1

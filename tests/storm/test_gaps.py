@@ -42,7 +42,7 @@ def test_a_member_that_stood_still_has_gaps_of_its_own() -> None:
 def test_a_move_counts_from_the_beginning_of_the_leave() -> None:
     gaps = Gaps()
     gaps.on_handed(ONE, 0, 1, 1.0)
-    gaps.on_leaves([0], 2.0)
+    gaps.on_leaves([0], 2.0, "small0")
     gaps.on_handed(OTHER, 0, 2, 2.75)
     assert gaps.moves == [0.75]
     assert gaps.late_moves == 1
@@ -51,11 +51,23 @@ def test_a_move_counts_from_the_beginning_of_the_leave() -> None:
 def test_a_move_to_a_member_that_is_ill_is_none() -> None:
     gaps = Gaps()
     gaps.on_handed(ONE, 0, 1, 1.0)
-    gaps.on_leaves([0], 2.0)
+    gaps.on_leaves([0], 2.0, "small0")
     gaps.on_ill([OTHER])
     assert gaps.on_goes_to_the_ill([(0, OTHER)]) == 1
     gaps.on_handed("cc", 0, 3, 8.0)
     assert gaps.moves == []
+
+
+def test_a_leave_in_the_midst_of_which_the_leaver_was_stopped_is_no_clean_one() -> None:
+    gaps = Gaps()
+    for partition in (0, 1):
+        gaps.on_handed(ONE, partition, 1, 1.0)
+        gaps.on_leaves([partition], 2.0, f"small{partition}")
+    assert gaps.on_harm("small0") == 1
+    gaps.on_handed(OTHER, 0, 2, 2.75)
+    gaps.on_handed(OTHER, 1, 2, 2.25)
+    assert gaps.moves == [0.25]
+    assert gaps.other_moves == {"from the ill": [1.75]}
 
 
 def test_the_last_percentile_of_few_values_is_the_largest() -> None:
