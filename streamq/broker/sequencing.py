@@ -340,8 +340,8 @@ class Sequencing:
             self.wants_new_epoch = True
             return
         offset = answer.local_tail
-        if offset > max(follower.tail, self.segment.base):
-            offset -= 1  # its report was lost: a repeated batch brings another
+        if offset > max(follower.tail, self.segment.base, partition.replica.state.start_offset):
+            offset -= 1  # its report was lost: a repeated batch brings another; below the start there is none (P-41)
         node.metrics.catch_ups += 1
         while peer.channel is channel and not self.is_retired:
             batches = await partition.read_epoch(self.epoch, offset, max_bytes=FEED_BYTES) if offset < self.core.next_offset else []

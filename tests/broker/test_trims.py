@@ -102,6 +102,25 @@ async def test_a_replica_that_was_away_learns_the_start_offset_by_itself(nodes: 
         await until(lambda: nodes[away].partitions[view.id].replica.table.position == 50)
 
 
+async def test_a_replica_that_was_away_while_all_that_it_lacks_first_was_trimmed_follows_again(nodes: dict[str, Node]) -> None:
+    """It begins at the start offset; what lies one below, for which it was asked again, nobody has (found by tier 1)."""
+    async with cluster(3) as running:
+        view = await filled(running, 10)
+        away = next(name for name in running.brokers if name != view.sequencer)
+        await running.kill(away)
+        own = nodes[view.sequencer]
+        async with to(running, view.sequencer) as client:
+            await client.produce(*(make_batch(view.id, [b"%d" % number]) for number in range(20)))
+            own.storage.roll(view.id)
+            await client.produce(*(make_batch(view.id, [b"%d" % number]) for number in range(20)))
+        await trim(nodes, view, 30)
+        await until(lambda: [run.base for run in own.storage.runs(view.id).values()] == [30])
+        await running.start(away)
+        epoch = own.partitions[view.id].replica.state.chain[-1].epoch
+        await until(lambda: nodes[away].partitions[view.id].replica.high_watermark == (epoch, 50))
+        assert nodes[away].partitions[view.id].replica.state.chain[-1].epoch == epoch, "without another epoch"
+
+
 async def test_a_broker_made_anew_behind_the_start_offset_knows_a_producer_from_before_it(nodes: dict[str, Node]) -> None:
     """P-34, P-41: its table comes from another replica; the retry has the offsets that it had, at whatever broker."""
     async with cluster(3) as running:

@@ -311,8 +311,8 @@ class Sequencing:
             self.wants_new_epoch = True
             return
         offset = answer.local_tail
-        if offset > max(follower.tail, self.segment.base):
-            offset -= 1  # its report was lost: a repeated batch brings another
+        if offset > max(follower.tail, self.segment.base, partition.replica.state.start_offset):
+            offset -= 1  # its report was lost: a repeated batch brings another; below the start there is none (P-41)
         self.world.counters["catch_ups"] += 1
         while peer.connection is connection and not self.is_retired:
             batches = (yield from partition.read_whole(self.epoch, offset)) if offset < self.core.next_offset else []
